@@ -1,0 +1,352 @@
+"""Quadratic layers: ``Quadratic`` evaluates any neuron of the catalogue; the rest builds its branches."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+
+from qcore.forms import LowRankForm, QuadraticForm
+from qcore.neurons import Neuron, get_neuron
+
+_LIFTS = ("x", "x2", "form", "one")
+
+
+class Quadratic(nn.ModuleDict):
+    r"""A quadratic neuron over any branches: the sum of products of what its branches compute.
+
+    .. math:: y = \sum_t \prod_{k \in t} (m_k(x_k) + o_k)
+
+    with the branch modules :math:`m_k` under the neuron's letters, :math:`x_k` the input or its square,
+    and the constant offsets :math:`o_k` of the neuron. The branches are ordinary torch modules, so
+    every argument, initialisation, device and state dict is torch's own (``conv1.r.weight``).
+
+    Args:
+        neuron: a name of the catalogue, or a :class:`qcore.neurons.Neuron`.
+        branches: a module for each letter of the neuron; the letters of constants may be missing.
+
+    Shapes: those of the branches; all branches must return one shape, or shapes that broadcast.
+
+    Cost: that of the branches, and one multiply-add per output and further factor.
+
+    Raises ``ValueError`` for an unknown neuron, and for letters that are missing or unknown.
+
+    >>> layer = Quadratic("compact", {"r": nn.Linear(3, 2), "b": nn.Linear(3, 2)})
+    >>> x = torch.randn(5, 3)
+    >>> torch.equal(layer(x), layer["r"](x) + layer["b"](x * x))
+    True
+    """
+
+    __jit_unused_properties__ = ("reference",)
+
+    def __init__(self, neuron: str | Neuron, branches: Mapping[str, nn.Module]) -> None:
+        spec = get_neuron(neuron) if isinstance(neuron, str) else neuron
+        required = [k for k in spec.branches if k not in spec.constants]
+        missing = [k for k in required if k not in branches]
+        unknown = [k for k in branches if k not in spec.branches]
+        if missing or unknown:
+            problem = f"lacks {missing[0]!r}" if missing else f"does not know {unknown[0]!r}"
+            raise ValueError(
+                f"branches: neuron {spec.name!r} {problem}; its letters are "
+                f"{', '.join(spec.branches)}"
+            )
+        letters = [k for k in spec.branches if k in branches]
+        super().__init__({k: branches[k] for k in letters})
+        self.neuron = spec.name
+        # The neuron as lists of numbers: these script, trace, export and pickle.
+        self._lifts = [_LIFTS.index(spec.branches[k].lift) for k in letters]
+        self._offsets = [spec.branches[k].offset for k in letters]
+        self._terms = [
+            [letters.index(k) for k in term] for term in spec.terms if set(term) <= set(letters)
+        ]
+        self._reference = letters.index(spec.reference) if spec.reference is not None else -1
+        self._quadratic = [letters.index(k) for k in spec.quadratic]
+        self._zero_at_reference = [letters.index(k) for k in spec.zero_at_reference]
+        self._formula = spec.formula
+
+    @property
+    def reference(self) -> nn.Module | None:
+        """The branch that remains at the linear reference, or None where the neuron has none."""
+        return None if self._reference < 0 else list(self.values())[self._reference]
+
+    def quadratic_branches(self) -> dict[str, nn.Module]:
+        """The branches whose parameters are quadratic, by letter."""
+        items = list(self.items())
+        return dict(items[i] for i in self._quadratic)
+
+    def branches_zero_at_reference(self) -> dict[str, nn.Module]:
+        """The branches whose parameters are 0 at the linear reference, by letter."""
+        items = list(self.items())
+        return dict(items[i] for i in self._zero_at_reference)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The neuron's formula, branch by branch."""
+        squared = x * x if 1 in self._lifts else x
+        values: list[Tensor] = []
+        for i, branch in enumerate(self.values()):
+            value = branch(squared if self._lifts[i] == 1 else x)
+            values.append(value + self._offsets[i] if self._offsets[i] != 0.0 else value)
+        total = _product(values, self._terms[0])
+        for term in self._terms[1:]:
+            total = total + _product(values, term)
+        return total
+
+    def extra_repr(self) -> str:
+        """The neuron and its formula, for ``print``."""
+        return f"neuron={self.neuron!r}: {self._formula}"
+
+
+def _product(values: list[Tensor], term: list[int]) -> Tensor:
+    result = values[term[0]]
+    for i in term[1:]:
+        result = result * values[i]
+    return result
+
+
+class Constant(nn.Module):
+    """A bias alone: the branch of lift ``"one"``, e.g. the ``b`` of ``qres``.
+
+    Args:
+        features: number of constants.
+        dims: number of trailing dimensions to broadcast over: 0 for linear layers, 2 for images.
+        device, dtype: as everywhere in torch.
+
+    Shapes: any input; output ``(features, 1, ..., 1)`` with ``dims`` ones. It starts at 0.
+
+    >>> Constant(3, dims=2)(torch.randn(5, 3, 8, 8)).shape
+    torch.Size([3, 1, 1])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        dims: int = 0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = [features] + [1] * dims
+        self.bias = nn.Parameter(torch.zeros(features, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Back to 0."""
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: ARG002 - a branch is called with the input
+        """The constants, shaped to broadcast over the output of the other branches."""
+        return self.bias.view(self.shape)
+
+
+class QuadraticLinear(Quadratic):
+    r"""A drop-in for ``nn.Linear`` whose neurons are quadratic.
+
+    The default neuron is :math:`(w_r x + b_r)(w_g x + b_g) + w_b x^2 + c`, element by element of the
+    output; every name of :data:`qcore.CATALOGUE` is allowed.
+
+    Args:
+        in_features, out_features: as in ``nn.Linear``.
+        bias: whether the branches have their biases. Offsets stay without it, and so does the linear
+            reference.
+        neuron: a name of the catalogue, or a :class:`qcore.neurons.Neuron`.
+        rank: for ``"bilinear"``, the rank of a signed low-rank form; None means a dense one.
+        device, dtype: as everywhere in torch.
+
+    Every branch starts as PyTorch starts it; :class:`qcore.ReLinear` moves to the linear reference.
+
+    Shapes: input ``(..., in_features)``, output ``(..., out_features)``.
+
+    Cost: the default neuron has three times the parameters and multiply-adds of ``nn.Linear``.
+
+    Raises ``ValueError`` for an unknown neuron, and for ``rank`` with a neuron that has no form.
+
+    Source: arXiv 2110.06081, eq. 1 (default neuron); the catalogue names the others'.
+
+    >>> QuadraticLinear(4, 3, neuron="qres")(torch.randn(7, 4)).shape
+    torch.Size([7, 3])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        neuron: str | Neuron = "quadratic",
+        rank: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        spec = _resolve(neuron, bias, rank)
+        super().__init__(
+            spec,
+            _build(
+                spec,
+                linear=lambda has_bias: nn.Linear(in_features, out_features, has_bias, **factory),
+                form=lambda: _form(in_features, out_features, rank, **factory),
+                constant=lambda: Constant(out_features, **factory),
+            ),
+        )
+        self.in_features = in_features
+        self.out_features = out_features
+
+
+class QuadraticConv2d(Quadratic):
+    r"""A drop-in for ``nn.Conv2d`` whose neurons are quadratic.
+
+    Each branch is a convolution of the input or of its square with the same kernel size, stride, padding,
+    dilation and groups; ``"bilinear"`` is the quadratic form over each patch.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: as in
+            ``nn.Conv2d``; ``"bilinear"`` takes ``groups=1`` and zero padding in numbers.
+        bias, neuron, rank, device, dtype: as in :class:`QuadraticLinear`.
+
+    Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_channels, H', W')``.
+
+    Cost: the default neuron has three times the parameters and multiply-adds of ``nn.Conv2d``.
+
+    Raises ``ValueError`` for an unknown neuron, for ``rank`` with a neuron that has no form, and for
+    groups or padding that a form does not have.
+
+    Source: arXiv 2110.06081, section V (default neuron); the catalogue names the others'.
+
+    >>> QuadraticConv2d(3, 8, 3, padding=1)(torch.randn(2, 3, 16, 16)).shape
+    torch.Size([2, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        neuron: str | Neuron = "quadratic",
+        rank: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        spec = _resolve(neuron, bias, rank)
+
+        def convolution(has_bias: bool) -> nn.Module:
+            return nn.Conv2d(
+                in_channels,
+                out_channels,
+                kernel_size,
+                stride,
+                padding,
+                dilation,
+                groups,
+                has_bias,
+                padding_mode,
+                **factory,
+            )
+
+        def patch_form() -> nn.Module:
+            if groups != 1 or padding_mode != "zeros" or isinstance(padding, str):
+                raise ValueError(
+                    f"neuron {spec.name!r} as a convolution takes groups=1, padding_mode='zeros' and "
+                    f"padding in numbers, not groups={groups}, padding_mode={padding_mode!r}, "
+                    f"padding={padding!r}"
+                )
+            rows, columns = _pair(kernel_size)
+            form = _form(in_channels * rows * columns, out_channels, rank, **factory)
+            return PatchForm2d(form, kernel_size, stride, padding, dilation)
+
+        super().__init__(
+            spec,
+            _build(
+                spec,
+                linear=convolution,
+                form=patch_form,
+                constant=lambda: Constant(out_channels, dims=2, **factory),
+            ),
+        )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+
+
+class PatchForm2d(nn.Module):
+    """A quadratic form over each patch of an image: the ``q`` branch of a bilinear convolution.
+
+    Args:
+        form: a form with ``in_channels·kernel·kernel`` inputs, ordered channel first as in
+            ``nn.Conv2d.weight``.
+        kernel_size, stride, padding, dilation: as in ``nn.Conv2d``.
+
+    Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_features, H', W')``.
+
+    Source: CQNN (Mantini and Shah, 2021); Volterra convolutions (Zoumpourlis et al., 2017).
+
+    >>> PatchForm2d(QuadraticForm(3 * 9, 8), 3, stride=2)(torch.randn(2, 3, 9, 9)).shape
+    torch.Size([2, 8, 4, 4])
+    """
+
+    def __init__(
+        self,
+        form: QuadraticForm | LowRankForm,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.kernel_size: tuple[int, int] = _pair(kernel_size)
+        self.stride: tuple[int, int] = _pair(stride)
+        self.padding: tuple[int, int] = _pair(padding)
+        self.dilation: tuple[int, int] = _pair(dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The form of each patch, back in image layout."""
+        sizes: list[int] = []
+        for i in range(2):
+            reach = self.dilation[i] * (self.kernel_size[i] - 1) + 1
+            sizes.append((x.shape[2 + i] + 2 * self.padding[i] - reach) // self.stride[i] + 1)
+        patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
+        values = self.form(patches.transpose(1, 2))  # (B, H'W', out)
+        return values.transpose(1, 2).unflatten(2, sizes)  # (B, out, H', W')
+
+
+def _resolve(neuron: str | Neuron, bias: bool, rank: int | None) -> Neuron:
+    spec = get_neuron(neuron) if isinstance(neuron, str) else neuron
+    if rank is not None and all(branch.lift != "form" for branch in spec.branches.values()):
+        raise ValueError(
+            f"rank={rank} is only for neurons with a quadratic form, such as 'bilinear'; "
+            f"neuron {spec.name!r} is {spec.formula}"
+        )
+    return spec if bias else spec.without_bias()
+
+
+def _form(size: int, out: int, rank: int | None, **factory: Any) -> QuadraticForm | LowRankForm:
+    if rank is None:
+        return QuadraticForm(size, out, **factory)
+    return LowRankForm(size, out, rank, signed=True, **factory)
+
+
+def _build(
+    neuron: Neuron,
+    linear: Callable[[bool], nn.Module],
+    form: Callable[[], nn.Module],
+    constant: Callable[[], nn.Module],
+) -> dict[str, nn.Module]:
+    """A module for each branch, in the neuron's order: the order in which random numbers are drawn."""
+    branches: dict[str, nn.Module] = {}
+    for letter, branch in neuron.branches.items():
+        if branch.lift == "one":
+            branches[letter] = constant()
+        elif branch.lift == "form":
+            branches[letter] = form()
+        else:
+            branches[letter] = linear(branch.bias)
+    return branches
