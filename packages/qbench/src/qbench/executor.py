@@ -1,0 +1,130 @@
+"""Blocks, run here one after another: a block is one cell with its seeds."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from filelock import Timeout
+
+from qbench.classifier import build_classifier
+from qbench.data import load_problem
+from qbench.errors import UserError
+from qbench.loop import Curve, train
+from qbench.stack import Stacked
+from qbench.table import Cell
+from qbench.trial import Environment, Result, RunFolder, commit, hardware, versions
+
+
+@dataclass(frozen=True)
+class Block:
+    """One cell and the seeds that train together: the unit of execution and of locking."""
+
+    cell: Cell
+    seeds: tuple[int, ...]
+
+
+def plan(folder: RunFolder, cells: Iterable[Cell], seeds: int) -> list[Block]:
+    """A block for every cell that lacks results for some of the seeds 0 … ``seeds`` - 1."""
+    blocks = []
+    for cell in cells:
+        missing = tuple(seed for seed in range(seeds) if not folder.has(cell, seed))
+        if missing:
+            blocks.append(Block(cell, missing))
+    return blocks
+
+
+def run_blocks(
+    folder: RunFolder,
+    blocks: Iterable[Block],
+    device: str = "cpu",
+    on_progress: Callable[[Block, float], None] = lambda block, fraction: None,
+) -> Iterator[tuple[Block, list[Result]]]:
+    """Run blocks and write their results; yields each block with the results that it added.
+
+    A block that another process is running is left for later and then waited for. ``on_progress`` is
+    called with the fraction of a block that is done.
+    """
+    busy: list[Block] = []
+    for block in blocks:
+        try:
+            with folder.lock(block.cell).acquire(timeout=0):
+                yield block, _run_missing(folder, block, device, on_progress)
+        except Timeout:
+            busy.append(block)
+    for block in busy:
+        with folder.lock(block.cell):
+            yield block, _run_missing(folder, block, device, on_progress)
+
+
+def check_device(device: str) -> None:
+    """Raises ``UserError`` for a device that this machine does not have."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
+
+
+def _run_missing(
+    folder: RunFolder, block: Block, device: str, on_progress: Callable[[Block, float], None]
+) -> list[Result]:
+    # another process may have finished it between the plan and the lock
+    seeds = tuple(seed for seed in block.seeds if not folder.has(block.cell, seed))
+    results = _run(Block(block.cell, seeds), device, on_progress) if seeds else []
+    for result in results:
+        folder.write(result)
+    return results
+
+
+def _run(
+    block: Block, device: str, on_progress: Callable[[Block, float], None]
+) -> list[Result]:
+    cell, recipe = block.cell, block.cell.recipe
+    started, clock = time.time(), time.perf_counter()
+    problem = load_problem(cell.dataset, recipe, block.seeds).to(device)
+    replicas = [
+        build_classifier(cell.model, problem.features, problem.classes, recipe.init_scale, seed)
+        for seed in block.seeds
+    ]
+    parameters = sum(parameter.numel() for parameter in replicas[0].parameters())
+    curves = train(
+        Stacked(replicas).to(device),
+        problem,
+        recipe,
+        lambda step: on_progress(block, step / recipe.epochs),
+    )
+    environment = Environment(
+        commit=commit(),
+        versions=versions(),
+        hardware=hardware(device),
+        threads=torch.get_num_threads(),
+        device=device,
+        started=started,
+        seconds=time.perf_counter() - clock,
+        block=block.seeds,
+    )
+    return [
+        _result(cell, seed, curve, parameters, environment)
+        for seed, curve in zip(block.seeds, curves, strict=True)
+    ]
+
+
+def _result(
+    cell: Cell, seed: int, curve: Curve, parameters: int, environment: Environment
+) -> Result:
+    diverged = curve.diverged_at is not None
+    return Result(
+        key=cell.trial_key(seed),
+        table=cell.table.id,
+        version=cell.table.version,
+        axes=cell.axes,
+        seed=seed,
+        resolved=cell.resolved,
+        reduced=cell.reduced,
+        status="diverged" if diverged else "finished",
+        diverged_at=curve.diverged_at,
+        parameters=parameters,
+        metrics={k: None if diverged else values[-1] for k, values in curve.metrics.items()},
+        step=tuple(curve.step),
+        history={k: tuple(values) for k, values in curve.metrics.items()},
+        snapshots=curve.snapshots,
+        environment=environment,
+    )

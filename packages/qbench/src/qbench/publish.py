@@ -1,0 +1,268 @@
+"""Results to MLflow: a replica of the run folder, and the only place that knows MLflow.
+
+``publish`` may be called any number of times with the same results: a trial is found again by the tag
+``quadnets.trial``, its metrics carry the trial's own times, and it is tagged ``quadnets.complete`` last.
+
+As a program it is the process that records beside the training: it reads paths of result files, one per
+line, from standard input, and publishes them to every target::
+
+    python -m qbench.publish --out runs --to sqlite:///runs/mlflow.db
+"""
+
+import argparse
+import hashlib
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from qbench.table import Table, load_table
+from qbench.trial import Result, read_result
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_METRICS_PER_CALL = 1000  # more is refused by the server
+_POINTS = 26  # of each curve; the run folder has them all
+
+
+def default_uri(out: Path) -> str:
+    """The SQLite store beside the results."""
+    return f"sqlite:///{(out / 'mlflow.db').resolve()}"
+
+
+def publish(results: Iterable[Result], uri: str, out: Path) -> int:
+    """Bring a tracking store up to date with these results; returns how many trials were new to it.
+
+    Each trial becomes a child run of its table's parent run. A trial that is there in part is completed,
+    one that is complete is left alone. ``out`` holds the lock of the target, so that of two callers one
+    waits.
+    """
+    wanted = list(results)
+    if not wanted:
+        return 0
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # an absent server is reported within seconds rather than minutes; the next publish catches up
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from mlflow import MlflowClient
+
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    with FileLock(out / f".publish-{name}.lock"):
+        client = MlflowClient(tracking_uri=uri)
+        added = 0
+        for table_id in dict.fromkeys(result.table for result in wanted):
+            replica = _Replica(client, load_table(table_id))
+            added += sum(replica.add(r) for r in wanted if r.table == table_id)
+        return added
+
+
+class _Replica:
+    """One table's runs in a tracking store."""
+
+    def __init__(self, client: "MlflowClient", table: Table) -> None:
+        self.client = client
+        self.table = table
+        experiment = client.get_experiment_by_name(table.id)
+        self.experiment = (
+            experiment.experiment_id if experiment else client.create_experiment(table.id)
+        )
+        self.runs: dict[str, tuple[str, bool]] = {}
+        self.parent = ""
+        for run in self._all_runs():
+            tags = run.data.tags
+            if tags.get("quadnets.table_version") == str(table.version):
+                self.parent = run.info.run_id
+            if trial := tags.get("quadnets.trial"):
+                self.runs[trial] = (run.info.run_id, tags.get("quadnets.complete") == "true")
+        if not self.parent:
+            self.parent = self._create_parent()
+
+    def _all_runs(self) -> Iterator[Any]:
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment], page_token=token, max_results=1000)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _create_parent(self) -> str:
+        tags = {
+            "quadnets.table_version": str(self.table.version),
+            "quadnets.paper": self.table.paper,
+            "quadnets.shows": self.table.shows,
+            "mlflow.note.content": f"{self.table.title} ({self.table.paper}, {self.table.shows})",
+        }
+        name = f"{self.table.id} v{self.table.version}"
+        run = self.client.create_run(self.experiment, run_name=name, tags=tags)
+        self.client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
+
+    def add(self, result: Result) -> bool:
+        """Create or complete the run of a trial; False where it was complete already."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        run_id, complete = self.runs.get(result.key, ("", False))
+        if complete:
+            return False
+        environment = result.environment
+        started = int(environment.started * 1000)
+        ended = started + int(environment.seconds * 1000)
+        if not run_id:
+            name = " ".join(str(value) for value in result.axes.values())
+            run = self.client.create_run(
+                self.experiment,
+                start_time=started,
+                run_name=f"{name} seed {result.seed}{' reduced' if result.reduced else ''}",
+                tags={"quadnets.trial": result.key, "mlflow.parentRunId": self.parent},
+            )
+            run_id = run.info.run_id
+        metrics = [
+            Metric(key, value, started + _share(step, result, environment.seconds), step)
+            for key, step, value in _points(result)
+        ]
+        metrics.append(Metric("block_seconds", environment.seconds, ended, 0))
+        for first in range(0, len(metrics), _METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=metrics[first : first + _METRICS_PER_CALL])
+        # the tag that makes it complete goes last, in the same transaction as what never changes
+        self.client.log_batch(
+            run_id,
+            params=[Param(key, value) for key, value in _params(result).items()],
+            tags=[RunTag(key, value) for key, value in _tags(result).items()],
+        )
+        self.client.set_terminated(
+            run_id, "FAILED" if result.status == "diverged" else "FINISHED", end_time=ended
+        )
+        self.client.set_tag(run_id, "quadnets.complete", "true")
+        return True
+
+
+def _share(step: int, result: Result, seconds: float) -> int:
+    """Milliseconds into the block at which a step was reached; the same at every publishing."""
+    return int(1000 * seconds * step / max(result.step[-1], 1))
+
+
+def _points(result: Result) -> Iterator[tuple[str, int, float]]:
+    """The curves' finite points, thinned evenly with both ends kept."""
+    count = len(result.step)
+    kept = {round(i * (count - 1) / (_POINTS - 1)) for i in range(_POINTS)} if count else set()
+    for key, values in result.history.items():
+        for index in sorted(kept):
+            if math.isfinite(values[index]):
+                yield key, result.step[index], values[index]
+
+
+def _params(result: Result) -> dict[str, str]:
+    recipe = {key: str(value) for key, value in result.resolved["recipe"].items()}
+    axes = {key: str(value) for key, value in result.axes.items()}
+    return {**recipe, **axes, "seed": str(result.seed), "parameters": str(result.parameters)}
+
+
+def _tags(result: Result) -> dict[str, str]:
+    environment = result.environment
+    facts: dict[str, Any] = {
+        "status": result.status,
+        "diverged_at": result.diverged_at,
+        "reduced": result.reduced,
+        "commit": environment.commit,
+        "device": environment.device,
+        "threads": environment.threads,
+        "block": environment.block,
+        **{f"hardware.{key}": value for key, value in environment.hardware.items()},
+        **{f"version.{key}": value for key, value in environment.versions.items()},
+    }
+    return {f"quadnets.{key}": str(value) for key, value in facts.items() if value is not None}
+
+
+class Publisher:
+    """A process beside the training that publishes result files as they come.
+
+    The training never waits for it: ``send`` writes a path to its pipe, ``close`` waits until all is
+    published and returns what went wrong, an empty text if nothing did.
+    """
+
+    def __init__(self, out: Path, uris: Sequence[str]) -> None:
+        command = [sys.executable, "-m", "qbench.publish", "--out", str(out)]
+        for uri in uris:
+            command += ["--to", uri]
+        self._process = subprocess.Popen(  # noqa: S603 - our own module, arguments as a list
+            command,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the training; the record of what ended goes on
+        )
+
+    def send(self, path: Path) -> None:
+        """Hand over a result file."""
+        if self._process.stdin is not None and self._process.poll() is None:
+            try:
+                self._process.stdin.write(f"{path}\n")
+                self._process.stdin.flush()
+            except BrokenPipeError:
+                return  # it has died; close tells why, and the next run catches up
+
+    def close(self) -> str:
+        """Wait for the last result to be published; returns the reason where one was not."""
+        _, problems = self._process.communicate()
+        if self._process.returncode == 0:
+            return ""
+        return problems.strip().splitlines()[-1] if problems.strip() else "it was ended"
+
+
+def main() -> None:
+    """Publish the result files named on standard input until it ends."""
+    parser = argparse.ArgumentParser(prog="python -m qbench.publish", description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run folders")
+    parser.add_argument("--to", action="append", required=True, help="tracking URI; repeatable")
+    arguments = parser.parse_args()
+    failed: dict[str, str] = {}
+    unsent: dict[str, list[Result]] = {uri: [] for uri in arguments.to}
+    for lines in _batches():
+        results = [read_result(Path(line)) for line in lines]
+        for uri in arguments.to:
+            unsent[uri] += results
+            try:
+                publish(unsent[uri], uri, arguments.out)
+            except Exception as error:  # noqa: BLE001 - whatever a store raises, the others go on
+                failed[uri] = f"{uri}: {' '.join(str(error).split())[:300]}"
+            else:
+                unsent[uri].clear()
+                failed.pop(uri, None)
+    if failed:
+        print(*failed.values(), sep="; ", file=sys.stderr)
+        sys.exit(1)
+
+
+def _batches() -> Iterator[list[str]]:
+    """Lines of standard input, as many at a time as have come while the last were published."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        # in a thread of its own, so that the sender's pipe never fills while a store is slow
+        for line in sys.stdin:
+            lines.put(line.rstrip("\n"))
+        lines.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    ended = False
+    while not ended:
+        batch = [lines.get()]
+        while not lines.empty():
+            batch.append(lines.get())
+        ended = "" in batch
+        if named := [line for line in batch if line]:
+            yield named
+
+
+if __name__ == "__main__":
+    main()

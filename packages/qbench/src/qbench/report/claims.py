@@ -1,0 +1,209 @@
+"""Each claim of a paper against what was measured: a verdict in words."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Literal
+
+from qbench.report.statistics import compare_paired, holm
+from qbench.table import (
+    RISING,
+    Cell,
+    Claim,
+    CloseClaim,
+    Frozen,
+    LimitClaim,
+    OrderClaim,
+    RisesClaim,
+    Scalar,
+    Table,
+    ValueClaim,
+)
+from qbench.trial import Result
+
+Verdict = Literal["holds", "does not hold", "not decided", "not tested"]
+LEVEL = 0.05
+METRIC_WORDS = {
+    "test_accuracy": "test accuracy",
+    "train_accuracy": "training accuracy",
+    "train_loss": "training loss",
+    "test_loss": "test loss",
+    "margin": "margin Δμ",
+}
+
+
+class ClaimReport(Frozen):
+    """A claim under one combination of the unstated choices.
+
+    ``verdict``: *holds* and *does not hold* are what was measured; *not decided* is a claimed order that
+    the means show and the test does not (p ≥ 0.05, paired, Holm over the claims of these choices); *not
+    tested* lacks results. ``models`` are the models it speaks of; ``why`` gives the figures.
+    """
+
+    text: str
+    source: str
+    dataset: str | None
+    models: list[str]
+    choices: dict[str, Scalar]
+    verdict: Verdict
+    why: str
+
+
+class _Sample:
+    """The results of one model on one dataset."""
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        self.results = results
+
+    def values(self, metric: str) -> dict[int, float]:
+        found = {result.seed: result.metrics.get(metric) for result in self.results}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def mean(self, metric: str) -> float:
+        values = self.values(metric).values()
+        return sum(values) / len(values)
+
+    @property
+    def diverged(self) -> int:
+        return sum(result.status == "diverged" for result in self.results)
+
+
+def judge(
+    table: Table,
+    choices: Mapping[str, Scalar],
+    group: Sequence[tuple[Cell, list[Result]]],
+    reduced: bool,
+) -> list[ClaimReport]:
+    """The verdict on every claim of the table, for the cells of one combination of choices.
+
+    A reduced run decides nothing: its figures are given, and the verdict is *not tested*.
+    """
+    samples = {
+        (cell.dataset, str(cell.axes["model"])): _Sample(results) for cell, results in group
+    }
+    open_orders: list[tuple[int, float]] = []
+    reports: list[ClaimReport] = []
+    for claim in table.claims:
+        datasets = list(table.grid.dataset) if claim.per == "dataset" else [_dataset_of(claim, table)]
+        for dataset in datasets:
+            verdict, why, p_value = _judge(claim, table, dataset, samples)
+            if p_value is not None:
+                open_orders.append((len(reports), p_value))
+            reports.append(
+                ClaimReport(
+                    text=f"{_text(claim)} on {dataset}",
+                    source=claim.source,
+                    dataset=dataset,
+                    models=_models(claim, table),
+                    choices=dict(choices),
+                    verdict=verdict,
+                    why=why,
+                )
+            )
+    # an order that the means show is decided by its test, corrected over all such claims together
+    for (index, _), adjusted in zip(
+        open_orders, holm([p_value for _, p_value in open_orders]), strict=True
+    ):
+        decided: Verdict = "holds" if adjusted < LEVEL else "not decided"
+        reports[index] = reports[index].model_copy(
+            update={"verdict": decided, "why": f"{reports[index].why}, p = {adjusted:.2g}"}
+        )
+    if reduced:
+        reports = [
+            report.model_copy(update={"verdict": "not tested", "why": f"reduced run: {report.why}"})
+            for report in reports
+        ]
+    return reports
+
+
+def _judge(
+    claim: Claim, table: Table, dataset: str, samples: Mapping[tuple[str, str], _Sample]
+) -> tuple[Verdict, str, float | None]:
+    """Verdict, figures, and the p-value where a test has yet to decide."""
+    found = [(model, samples.get((dataset, model))) for model in _models(claim, table)]
+    missing = [model for model, sample in found if sample is None]
+    if missing:
+        return "not tested", f"no results for {', '.join(missing)}", None
+    present = {model: sample for model, sample in found if sample is not None}
+    lost = {model: s for model, s in present.items() if s.diverged}
+    if lost:
+        counts = (f"{model} diverged in {s.diverged} of {len(s.results)}" for model, s in lost.items())
+        return "does not hold", "; ".join(counts), None
+    if isinstance(claim, OrderClaim):
+        return _judge_order(claim, present)
+    if isinstance(claim, CloseClaim):
+        first, second = (present[model].mean(claim.by) for model in claim.close)
+        gap = abs(first - second)
+        why = f"{first:.2f} and {second:.2f}: {gap:.2f} apart"
+        return ("holds" if gap <= claim.within else "does not hold"), why, None
+    if isinstance(claim, RisesClaim):
+        falls = [step for s in present.values() for step in _falls(s.results, claim.rises)]
+        why = f"falls at step {falls[0]}" if falls else "never falls between recorded steps"
+        return ("does not hold" if falls else "holds"), why, None
+    if isinstance(claim, LimitClaim):
+        ends = [value for s in present.values() for value in s.values(claim.limit).values()]
+        furthest = max(ends, key=lambda value: abs(value - claim.to))
+        holds = abs(furthest - claim.to) <= claim.within
+        return ("holds" if holds else "does not hold"), f"ends at {furthest:.4f}", None
+    mean = present[str(claim.cell["model"])].mean(claim.metric)
+    holds = abs(mean - claim.value) <= (claim.spread or 0.0)
+    return ("holds" if holds else "does not hold"), f"measured {mean:.2f}", None
+
+
+def _judge_order(
+    claim: OrderClaim, present: Mapping[str, _Sample]
+) -> tuple[Verdict, str, float | None]:
+    means = [present[model].mean(claim.by) for model in claim.order]
+    direction = 1 if RISING[claim.by] else -1
+    digits = 2 if claim.by.endswith("accuracy") else 4
+    why = f" {'<' if direction > 0 else '>'} ".join(f"{mean:.{digits}f}" for mean in means)
+    if not all(direction * (better - worse) > 0 for worse, better in pairwise(means)):
+        return "does not hold", "measured " + " and ".join(f"{m:.{digits}f}" for m in means), None
+    tests = [
+        compare_paired(present[better].values(claim.by), present[worse].values(claim.by))
+        for worse, better in pairwise(claim.order)
+    ]
+    p_values = [test.p_value for test in tests if test is not None]
+    if len(p_values) < len(tests):
+        return "not decided", f"{why}, too few seeds to test", None
+    return "not decided", why, max(p_values)
+
+
+def _falls(results: Iterable[Result], metric: str) -> list[int]:
+    """Steps at which the metric is lower than at the recorded step before."""
+    return [
+        result.step[i + 1]
+        for result in results
+        for i, (before, after) in enumerate(pairwise(result.history[metric]))
+        if after < before
+    ]
+
+
+def _dataset_of(claim: Claim, table: Table) -> str:
+    if isinstance(claim, ValueClaim) and "dataset" in claim.cell:
+        return claim.cell["dataset"]
+    return table.grid.dataset[0]
+
+
+def _models(claim: Claim, table: Table) -> list[str]:
+    if isinstance(claim, OrderClaim):
+        return list(claim.order)
+    if isinstance(claim, CloseClaim):
+        return list(claim.close)
+    if isinstance(claim, ValueClaim):
+        return [str(claim.cell["model"])]
+    return list(table.grid.model)
+
+
+def _text(claim: Claim) -> str:
+    if isinstance(claim, OrderClaim):
+        better = " < " if RISING[claim.by] else " > "
+        return f"{better.join(claim.order)} in {METRIC_WORDS[claim.by]}"
+    if isinstance(claim, CloseClaim):
+        first, second = claim.close
+        return f"{first} within {claim.within:g} of {second} in {METRIC_WORDS[claim.by]}"
+    if isinstance(claim, RisesClaim):
+        return f"{METRIC_WORDS[claim.rises]} never falls"
+    if isinstance(claim, LimitClaim):
+        return f"{METRIC_WORDS[claim.limit]} ends within {claim.within:g} of {claim.to:g}"
+    spread = f" ± {claim.spread:g}" if claim.spread is not None else ""
+    return f"{claim.cell['model']} reaches {claim.value:g}{spread} in {METRIC_WORDS[claim.metric]}"

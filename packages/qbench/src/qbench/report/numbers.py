@@ -1,0 +1,261 @@
+"""The report as numbers: what ``report.json`` holds and every page shows."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from qbench.report.claims import ClaimReport, judge
+from qbench.report.statistics import Comparison, compare_paired, holm, summarize
+from qbench.table import Cell, Frozen, Metric, Scalar, Table, ValueClaim
+from qbench.trial import Environment, Result
+
+
+class Claimed(Frozen):
+    """What the paper prints for a cell; its spread is the paper's, never ours."""
+
+    value: float
+    spread: float | None
+    source: str
+
+
+class Measured(Frozen):
+    """A metric over seeds: mean, standard deviation, number of seeds, 95 % interval of the mean."""
+
+    mean: float
+    std: float | None
+    n: int
+    interval95: tuple[float, float] | None
+
+
+class CellReport(Frozen):
+    """One cell: its main metric against the control and the claim, and its cost.
+
+    Accuracies are in percent, losses in nats. ``n`` counts the seeds in the mean, ``diverged`` those
+    that are not in it, between the steps ``diverged_at``. ``difference`` and ``p_value`` compare with the
+    control, paired by seed, with Holm's correction over all cells of the same choices. ``seconds`` is
+    the wall time of all seeds together.
+    """
+
+    axes: dict[str, Scalar]
+    metric: Metric
+    mean: float | None
+    std: float | None
+    n: int
+    diverged: int
+    diverged_at: tuple[int, int] | None
+    interval95: tuple[float, float] | None
+    difference: float | None
+    p_value: float | None
+    claim: Claimed | None
+    others: dict[str, Measured]
+    parameters: int
+    seconds: float
+
+
+class Report(Frozen):
+    """A table's report.
+
+    ``choices`` are the unstated choices with the values that were run; ``expected`` is the number of trials
+    of the whole table under these choices, ``recorded`` how many of them there are.
+    """
+
+    table: str
+    version: int
+    title: str
+    paper: str
+    shows: str
+    reduced: bool
+    expected: int
+    recorded: int
+    choices: dict[str, list[Scalar]]
+    open_choices: dict[str, str]
+    notes: list[str]
+    commands: list[str]
+    commit: str | None
+    hardware: dict[str, str | int]
+    threads: int
+    versions: dict[str, str]
+    made: str
+    seconds: float
+    cells: list[CellReport]
+    claims: list[ClaimReport]
+
+
+def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result]) -> Report:
+    """The numbers of a table from its recorded results, which must not be empty.
+
+    ``cells`` are all cells of the grid under the choices that were asked for; those without a result count
+    as expected and not recorded.
+    """
+    by_cell: dict[str, list[Result]] = {cell.key: [] for cell in cells}
+    for result in results:
+        by_cell[Cell(table, result.axes, result.reduced).key].append(result)
+    present = [(cell, by_cell[cell.key]) for cell in cells if by_cell[cell.key]]
+    reduced = any(result.reduced for result in results)
+    seeds = table.quick.seeds if reduced and table.quick else table.seeds
+    groups: dict[tuple[Scalar, ...], list[tuple[Cell, list[Result]]]] = {}
+    for cell, found in present:
+        choices = tuple(cell.axes[name] for name in table.unstated)
+        groups.setdefault(choices, []).append((cell, found))
+    latest = max(results, key=lambda result: result.environment.started).environment
+    return Report(
+        table=table.id,
+        version=table.version,
+        title=table.title,
+        paper=table.paper,
+        shows=table.shows,
+        reduced=reduced,
+        expected=len(cells) * seeds,
+        recorded=len(results),
+        choices={
+            name: list(dict.fromkeys(cell.axes[name] for cell, _ in present))
+            for name in table.unstated
+        },
+        open_choices={name: choice.why for name, choice in table.unstated.items()},
+        notes=_notes(table, present, reduced, len(results), len(cells) * seeds),
+        commands=_commands(table, present, reduced),
+        commit=latest.commit,
+        hardware=latest.hardware,
+        threads=latest.threads,
+        versions=latest.versions,
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(latest.started)),
+        seconds=sum(_seconds(result.environment for result in found) for _, found in present),
+        cells=[report for group in groups.values() for report in _cell_reports(table, group)],
+        claims=[
+            verdict
+            for choices, group in groups.items()
+            for verdict in judge(table, dict(zip(table.unstated, choices, strict=True)), group, reduced)
+        ],
+    )
+
+
+def _cell_reports(table: Table, group: Sequence[tuple[Cell, list[Result]]]) -> list[CellReport]:
+    """The cells of one combination of choices; Holm's correction is over all of them."""
+    samples = {
+        (cell.dataset, str(cell.axes["model"])): values_by_seed(found, table.main_metric)
+        for cell, found in group
+    }
+    comparisons: dict[tuple[str, str], Comparison] = {}
+    for (dataset, model), values in samples.items():
+        control = samples.get((dataset, table.control or ""))
+        if model != table.control and control:
+            comparison = compare_paired(values, control)
+            if comparison is not None:
+                comparisons[dataset, model] = comparison
+    adjusted = dict(
+        zip(comparisons, holm([c.p_value for c in comparisons.values()]), strict=True)
+    )
+    return [
+        _cell_report(table, cell, found, comparisons, adjusted) for cell, found in group
+    ]
+
+
+def _cell_report(
+    table: Table,
+    cell: Cell,
+    found: Sequence[Result],
+    comparisons: Mapping[tuple[str, str], Comparison],
+    adjusted: Mapping[tuple[str, str], float],
+) -> CellReport:
+    place = (cell.dataset, str(cell.axes["model"]))
+    summary = summarize(list(values_by_seed(found, table.main_metric).values()))
+    steps = [result.diverged_at for result in found if result.diverged_at is not None]
+    comparison = comparisons.get(place)
+    others = {
+        name: summarize(list(values_by_seed(found, name).values()))
+        for name in sorted({name for result in found for name in result.metrics})
+        if name != table.main_metric
+    }
+    return CellReport(
+        axes=cell.axes,
+        metric=table.main_metric,
+        mean=summary.mean if summary else None,
+        std=summary.std if summary else None,
+        n=summary.n if summary else 0,
+        diverged=len(steps),
+        diverged_at=(min(steps), max(steps)) if steps else None,
+        interval95=summary.interval95 if summary else None,
+        difference=comparison.difference if comparison else None,
+        p_value=adjusted.get(place),
+        claim=_claimed(table, cell),
+        others={
+            name: Measured(mean=s.mean, std=s.std, n=s.n, interval95=s.interval95)
+            for name, s in others.items()
+            if s is not None
+        },
+        parameters=found[0].parameters,
+        seconds=_seconds(result.environment for result in found),
+    )
+
+
+def values_by_seed(results: Iterable[Result], metric: str) -> dict[int, float]:
+    """The final value of a metric by seed; diverged trials have none."""
+    values = {result.seed: result.metrics.get(metric) for result in results}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def _claimed(table: Table, cell: Cell) -> Claimed | None:
+    for claim in table.claims:
+        if (
+            isinstance(claim, ValueClaim)
+            and claim.metric == table.main_metric
+            and all(cell.axes.get(axis) == value for axis, value in claim.cell.items())
+        ):
+            return Claimed(value=claim.value, spread=claim.spread, source=claim.source)
+    return None
+
+
+def _seconds(environments: Iterable[Environment]) -> float:
+    """Wall time of the blocks, each counted once though all its trials carry it."""
+    return sum({e.started: e.seconds for e in environments}.values())
+
+
+def _notes(
+    table: Table,
+    present: Sequence[tuple[Cell, list[Result]]],
+    reduced: bool,
+    recorded: int,
+    expected: int,
+) -> list[str]:
+    notes = []
+    if reduced and table.quick:
+        notes.append(
+            f"REDUCED RUN: {table.quick.epochs} steps instead of {table.recipe.epochs} and "
+            f"{table.quick.seeds} seeds instead of {table.seeds}; no number here is the table's."
+        )
+    if recorded < expected:
+        notes.append(f"PARTIAL: {recorded} of {expected} trials are recorded.")
+    for name, choice in table.unstated.items():
+        run = list(dict.fromkeys(cell.axes[name] for cell, _ in present))
+        rest = [str(value) for value in choice.values if value not in run]
+        if rest:
+            shown = ", ".join(str(value) for value in run)
+            notes.append(
+                f"The outcome depends on {name}: {choice.why}. Shown: {shown}; for the rest "
+                f"({', '.join(rest)}): qbench run {table.id} --axis {name}=all"
+            )
+    diverged = sum(result.status == "diverged" for _, found in present for result in found)
+    if diverged:
+        notes.append(
+            f"{diverged} of {recorded} trials diverged (a loss that is not finite). They are counted "
+            "beside each mean, and are not in it."
+        )
+    return notes
+
+
+def _commands(
+    table: Table, present: Sequence[tuple[Cell, list[Result]]], reduced: bool
+) -> list[str]:
+    options = []
+    for name, choice in table.unstated.items():
+        run = list(dict.fromkeys(cell.axes[name] for cell, _ in present))
+        if len(run) == len(choice.values) > 1:
+            options.append(f"--axis {name}=all")
+        elif run != [choice.default]:
+            options.append(f"--axis {name}={','.join(str(value) for value in run)}")
+    return [" ".join(["qbench run", table.id, *options, *(["--quick"] if reduced else [])])]
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as plain JSON values."""
+    return report.model_dump(mode="json")

@@ -1,0 +1,81 @@
+"""Mean, spread and tests over seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean over n seeds, standard deviation (n - 1), and the 95 % interval of the mean (Student's t).
+
+    Spread and interval are None for fewer than two seeds.
+    """
+
+    mean: float
+    std: float | None
+    n: int
+    interval95: tuple[float, float] | None
+
+
+def summarize(values: Sequence[float]) -> Summary | None:
+    """The summary of a sample, None for an empty one.
+
+    >>> summarize([1.0, 2.0, 3.0])
+    Summary(mean=2.0, std=1.0, n=3, interval95=(-0.48..., 4.48...))
+    """
+    if not values:
+        return None
+    n = len(values)
+    mean = float(np.mean(values))
+    if n < 2:
+        return Summary(mean, None, n, None)
+    std = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    return Summary(mean, std, n, (mean - half, mean + half))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean of the paired differences over n seeds, and the two-sided p-value of a paired t-test."""
+
+    difference: float
+    p_value: float
+    n: int
+
+
+def compare_paired(values: Mapping[int, float], control: Mapping[int, float]) -> Comparison | None:
+    """Compare two samples over the seeds that both have; None for fewer than two.
+
+    Differences that are all equal leave nothing to test: p is then 1 for no difference and 0 otherwise.
+
+    >>> compare_paired({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})
+    Comparison(difference=1.0, p_value=0.0, n=2)
+    """
+    seeds = sorted(set(values) & set(control))
+    if len(seeds) < 2:
+        return None
+    differences = np.array([values[seed] - control[seed] for seed in seeds])
+    difference = float(differences.mean())
+    if float(np.ptp(differences)) == 0.0:
+        return Comparison(difference, 1.0 if difference == 0.0 else 0.0, len(seeds))
+    p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return Comparison(difference, p_value, len(seeds))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: adjusted p-values, in the order given.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

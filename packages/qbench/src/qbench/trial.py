@@ -1,0 +1,184 @@
+"""A trial's record and the folder that holds it: the truth about what was measured."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+from pydantic import ValidationError
+
+from qbench.errors import UserError
+from qbench.table import Cell, Frozen, Scalar, Table
+
+_VERSIONS = ("torch", "numpy", "scikit-learn", "quadnets-core", "quadnets-zoo", "quadnets-bench")
+
+
+class Environment(Frozen):
+    """Where a trial was run: recorded, never part of its identity.
+
+    ``seconds`` is the wall time of the whole block that held the trial, ``block`` its seeds.
+    """
+
+    commit: str | None
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+    threads: int
+    device: str
+    started: float
+    seconds: float
+    block: tuple[int, ...]
+
+
+class Result(Frozen):
+    """What a trial left: one cell, one seed.
+
+    ``metrics`` are the values after the last step, None where the trial diverged; ``history`` has the same
+    metrics along ``step``. Accuracies are in percent.
+    """
+
+    key: str
+    table: str
+    version: int
+    axes: dict[str, Scalar]
+    seed: int
+    resolved: dict[str, Any]
+    reduced: bool
+    status: Literal["finished", "diverged"]
+    diverged_at: int | None
+    parameters: int
+    metrics: dict[str, float | None]
+    step: tuple[int, ...]
+    history: dict[str, tuple[float, ...]]
+    snapshots: dict[int, dict[str, Any]]
+    environment: Environment
+
+
+class RunFolder:
+    """The results of one table under ``out``: ``<out>/<table>/<key>/result.json``.
+
+    Raises ``UserError`` when the folder cannot be written to, with ``create=True``.
+    """
+
+    def __init__(self, out: Path, table: Table, *, create: bool = False) -> None:
+        self.out = out
+        self.path = out / table.id
+        self.table = table
+        if create:
+            try:
+                self._locks.mkdir(parents=True, exist_ok=True)
+                probe = self._locks / f"probe-{os.getpid()}"
+                probe.touch()
+                probe.unlink()
+            except OSError as error:
+                raise UserError(
+                    f"cannot write to {str(out)!r} ({error.strerror}): choose another folder with --out"
+                ) from error
+
+    @property
+    def _locks(self) -> Path:
+        return self.path / ".locks"
+
+    def lock(self, cell: Cell) -> FileLock:
+        """The lock whose holder alone runs this cell; a killed holder frees it."""
+        return FileLock(self._locks / f"{cell.key}.lock")
+
+    def result_path(self, key: str) -> Path:
+        """Where the result of the trial ``key`` stands."""
+        return self.path / key / "result.json"
+
+    def has(self, cell: Cell, seed: int) -> bool:
+        """Whether the trial has a result."""
+        return self.result_path(cell.trial_key(seed)).exists()
+
+    def write(self, result: Result) -> Path:
+        """Write a result, whole or not at all: to a file beside it, then one rename."""
+        path = self.result_path(result.key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, result.model_dump_json() + "\n")
+        return path
+
+    def results(self, cells: Iterable[Cell]) -> Iterator[Result]:
+        """The recorded results of these cells, all seeds, in the order of the cells and seeds."""
+        order = {cell.key: index for index, cell in enumerate(cells)}
+        found = []
+        for path in self.path.glob("*/result.json"):
+            result = read_result(path)
+            cell_key = Cell(self.table, result.axes, result.reduced).key
+            if result.version == self.table.version and cell_key in order:
+                found.append((order[cell_key], result.seed, result))
+        for _, _, result in sorted(found, key=lambda item: item[:2]):
+            yield result
+
+
+def read_result(path: Path) -> Result:
+    """The result in a file; raises ``UserError`` for a file that is none."""
+    try:
+        return Result.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is not a result of this version of qbench "
+            f"({error.errors()[0]['msg']}): delete its folder and run again"
+        ) from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """The versions that matter for a result."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS}
+
+
+@lru_cache
+def hardware(device: str) -> dict[str, str | int]:
+    """The processor, its number of cores, and the accelerator where one is used."""
+    found: dict[str, str | int] = {"cpu": _cpu_name(), "cores": os.cpu_count() or 0}
+    if device == "cuda":
+        import torch
+
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@lru_cache
+def commit() -> str | None:
+    """The commit of this source tree, with ``+`` where files differ from it; None for a wheel."""
+    here = Path(__file__).resolve()
+    try:
+        # a wheel inside somebody else's repository is not a file of that repository
+        _git("ls-files", "--error-unmatch", here.name, cwd=here.parent)
+        head = _git("rev-parse", "HEAD", cwd=here.parent)
+        return head + ("+" if _git("status", "--porcelain", cwd=here.parent) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str, cwd: Path) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)  # noqa: S603
+    return done.stdout.strip()
