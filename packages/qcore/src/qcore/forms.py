@@ -1,10 +1,13 @@
-"""Quadratic forms ``f_k(x) = xᵀ A_k x`` as layers: dense, and of low rank (DIQNN, arXiv 2307.13609)."""
+"""Quadratic forms ``f_k(x) = xᵀ A_k x`` as layers: dense, and of low rank.
+
+Paper: DIQNN, arXiv 2307.13609.
+"""
 
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 # From this many features on, the triangle is worked off in row blocks: 5/8 of the multiply-adds
 # of the full square at 4 blocks, which pays once the blocks are large enough to multiply fast.
@@ -18,28 +21,29 @@ class QuadraticForm(nn.Module):
     .. math:: f_k(x) = x^\top A_k x = \sum_i A_{k,ii} x_i^2 + 2 \sum_{i<j} A_{k,ij} x_i x_j
 
     Only one triangle of each ``A_k`` is stored, its off-diagonal entries as ``√2·A_ij``: the
-    Frobenius product of two symmetric matrices is then the dot product of their stored triangles, so
-    that gradient descent on the triangle follows, step for step, the paper's on the full matrix from
-    a symmetric start.
+    Frobenius product of two symmetric matrices is then the dot product of their stored triangles,
+    so that gradient descent on the triangle follows, step for step, the paper's on the full matrix
+    from a symmetric start.
 
-    With ``affine=True`` a constant 1 is appended to ``x``, so that the linear and the constant term are
-    inside the form.
+    With ``affine=True`` a constant 1 is appended to ``x``, so that the linear and the constant term
+    are inside the form.
 
     Args:
         in_features: length n of the input.
         out_features: number of forms.
         affine: append a constant 1 to the input.
         init_scale: standard deviation of an output at the start for an input with ``‖x‖² = n``
-            (n counts the appended 1). The triangle starts as independent normal numbers of standard
-            deviation ``init_scale / n``: the Gaussian orthogonal ensemble.
+            (n counts the appended 1), 0 or more. The triangle starts as independent normal numbers
+            of standard deviation ``init_scale / n``: the Gaussian orthogonal ensemble.
         device, dtype: as everywhere in torch.
 
-    Shapes: input ``(..., in_features)``, output ``(..., out_features)``; leading dimensions are free.
+    Shapes: input ``(..., in_features)``, output ``(..., out_features)``; leading dimensions are
+    free.
 
-    Cost: ``out·n(n+1)/2`` parameters (the paper counts all ``out·n²`` entries) and, in 4 row blocks,
-    ``5/8·out·n²`` multiply-adds per sample.
+    Cost: ``out·n(n+1)/2`` parameters (the paper counts all ``out·n²`` entries) and, in 4 row
+    blocks from 32 features on, ``5/8·out·n²`` multiply-adds per sample.
 
-    Raises ``ValueError`` for negative sizes, or an input of another length.
+    Raises ``ValueError`` for negative sizes or ``init_scale``, or an input of another length.
 
     Source: DIQNN, eq. 1 and footnote 1.
 
@@ -63,7 +67,9 @@ class QuadraticForm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(in_features=in_features, out_features=out_features)
+        _check_nonnegative(
+            in_features=in_features, out_features=out_features, init_scale=init_scale
+        )
         self.in_features = in_features
         self.out_features = out_features
         self.affine = affine
@@ -91,7 +97,10 @@ class QuadraticForm(nn.Module):
 
     @property
     def matrix(self) -> Tensor:
-        """The symmetric matrices ``A_k``: ``(out, n, n)``; gradients flow through it."""
+        """The symmetric matrices ``A_k``: ``(out, n, n)``; gradients flow through it.
+
+        It can be set to other symmetric matrices of that shape; ``ValueError`` for any else.
+        """
         upper = self.upper()
         return (upper + upper.transpose(1, 2)) / 2
 
@@ -107,18 +116,18 @@ class QuadraticForm(nn.Module):
                 "matrix is not symmetric; a form only sees the symmetric part, (A + Aᵀ) / 2"
             )
         row, column = torch.triu_indices(self.size, self.size, device=value.device)
-        scale = torch.where(row == column, 1.0, math.sqrt(2.0)).to(value)
+        entries = value[:, row, column]
         with torch.no_grad():
-            self.triangle.copy_(value[:, row, column] * scale)
+            self.triangle.copy_(torch.where(row == column, entries, entries * math.sqrt(2.0)))
 
     def forward(self, x: Tensor) -> Tensor:
         """``xᵀ A_k x`` for each k: ``(..., in_features)`` to ``(..., out_features)``."""
         x = _checked_input(x, self.in_features, self.affine)
         upper = self.upper()
-        total = x.new_zeros(x.shape[:-1] + (self.out_features,))
-        for start in range(0, self.size, self._block):
+        total = x.new_zeros(x.shape[:-1] + (self.out_features,))  # noqa: RUF005 - scripts only so
+        for start in range(0, max(self.size, 1), self._block):  # size 0 has gradients as well
             rows = upper[:, start : start + self._block, start:]  # (out, block, n - start)
-            projected = F.linear(x[..., start:], rows.flatten(0, 1))  # (..., out·block)
+            projected = functional.linear(x[..., start:], rows.flatten(0, 1))  # (..., out·block)
             projected = projected.unflatten(-1, [self.out_features, rows.shape[1]])
             total = total + (projected * x[..., None, start : start + self._block]).sum(-1)
         return total
@@ -137,11 +146,11 @@ class LowRankForm(nn.Module):
     .. math:: f_k(x) = \sum_{i=1}^{r} \sigma_{k,i} \langle c_{k,i}, x \rangle^2
 
     With ``signed=False``, as in the paper, every ``σ = 1``: outputs are non-negative. With
-    ``signed=True`` the signs are trainable real numbers, starting at +1, −1, +1, …: any symmetric matrix
-    of that rank can be reached.
+    ``signed=True`` the signs are trainable real numbers, starting at +1, −1, +1, …: any symmetric
+    matrix of that rank can be reached.
 
-    With ``affine=True`` a constant 1 is appended to ``x``; linear and constant terms are then inside the
-    form exactly for signed rank two and up.
+    With ``affine=True`` a constant 1 is appended to ``x``; linear and constant terms are then
+    inside the form exactly for signed rank two and up.
 
     Args:
         in_features: length n of the input.
@@ -150,8 +159,8 @@ class LowRankForm(nn.Module):
         signed: trainable ``.signs``.
         affine: append a constant 1 to the input.
         init_scale: standard deviation of an output at the start for an input with ``‖x‖² = n``
-            (n counts the appended 1): the factors start as independent normal numbers of variance
-            ``init_scale / (n √(2r))``.
+            (n counts the appended 1), 0 or more: the factors start as independent normal numbers
+            of variance ``init_scale / (n √(2r))``.
         device, dtype: as everywhere in torch.
 
     Shapes: input ``(..., in_features)``, output ``(..., out_features)``; ``.factors``
@@ -159,7 +168,8 @@ class LowRankForm(nn.Module):
 
     Cost: ``out·r·n`` parameters and multiply-adds per sample, r times the linear layer.
 
-    Raises ``ValueError`` for negative sizes, a rank below 1, or an input of another length.
+    Raises ``ValueError`` for negative sizes or ``init_scale``, a rank below 1, or an input of
+    another length.
 
     Source: DIQNN (arXiv 2307.13609), eq. 3.
 
@@ -185,13 +195,13 @@ class LowRankForm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(in_features=in_features, out_features=out_features)
+        _check_nonnegative(
+            in_features=in_features, out_features=out_features, init_scale=init_scale
+        )
         if rank < 1:
             raise ValueError(
                 f"rank={rank} is not allowed: a form has at least one factor (rank >= 1)"
             )
-        if init_scale < 0:
-            raise ValueError(f"init_scale={init_scale} is not allowed: it is a variance, 0 or more")
         self.in_features = in_features
         self.out_features = out_features
         self.rank = rank
@@ -221,12 +231,13 @@ class LowRankForm(nn.Module):
     @property
     def matrix(self) -> Tensor:
         """The symmetric matrices ``A_k = Σ σ c cᵀ``: ``(out, n, n)``; gradients flow through it."""
-        return torch.einsum("kr,kri,krj->kij", self.signs, self.factors, self.factors)
+        product = torch.einsum("kr,kri,krj->kij", self.signs, self.factors, self.factors)
+        return (product + product.transpose(1, 2)) / 2  # symmetric to the last bit
 
     def forward(self, x: Tensor) -> Tensor:
         """``Σ σ ⟨c, x⟩²`` for each k: ``(..., in_features)`` to ``(..., out_features)``."""
         x = _checked_input(x, self.in_features, self.affine)
-        projected = F.linear(x, self.factors.flatten(0, 1))  # (..., out·rank)
+        projected = functional.linear(x, self.factors.flatten(0, 1))  # (..., out·rank)
         squared = projected.square().unflatten(-1, [self.out_features, self.rank])
         return (squared * self.signs).sum(-1) if self.signed else squared.sum(-1)
 
@@ -238,8 +249,8 @@ class LowRankForm(nn.Module):
         )
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
+def _check_nonnegative(**numbers: float) -> None:
+    for name, value in numbers.items():
         if value < 0:
             raise ValueError(f"{name}={value} is not allowed: give 0 or more")
 
@@ -251,4 +262,4 @@ def _checked_input(x: Tensor, in_features: int, affine: bool) -> Tensor:
             f"the input has shape {list(x.shape)}, but its last dimension must be "
             f"in_features={in_features}"
         )
-    return F.pad(x, (0, 1), value=1.0) if affine else x
+    return functional.pad(x, (0, 1), value=1.0) if affine else x

@@ -1,11 +1,11 @@
-"""Quadratic layers: ``Quadratic`` evaluates any neuron of the catalogue; the rest builds its branches."""
+"""Quadratic layers: ``Quadratic`` evaluates any neuron; the others build its branches."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.nn.modules.utils import _pair
 
 from qcore.forms import LowRankForm, QuadraticForm
@@ -19,9 +19,10 @@ class Quadratic(nn.ModuleDict):
 
     .. math:: y = \sum_t \prod_{k \in t} (m_k(x_k) + o_k)
 
-    with the branch modules :math:`m_k` under the neuron's letters, :math:`x_k` the input or its square,
-    and the constant offsets :math:`o_k` of the neuron. The branches are ordinary torch modules, so
-    every argument, initialisation, device and state dict is torch's own (``conv1.r.weight``).
+    with the branch modules :math:`m_k` under the neuron's letters, :math:`x_k` the input or its
+    square, and the constant offsets :math:`o_k` of the neuron. The branches are ordinary torch
+    modules, so every argument, initialisation, device and state dict is torch's own
+    (``conv1.r.weight``).
 
     Args:
         neuron: a name of the catalogue, or a :class:`qcore.neurons.Neuron`.
@@ -143,13 +144,13 @@ class Constant(nn.Module):
 class QuadraticLinear(Quadratic):
     r"""A drop-in for ``nn.Linear`` whose neurons are quadratic.
 
-    The default neuron is :math:`(w_r x + b_r)(w_g x + b_g) + w_b x^2 + c`, element by element of the
-    output; every name of :data:`qcore.CATALOGUE` is allowed.
+    The default neuron is :math:`(w_r x + b_r)(w_g x + b_g) + w_b x^2 + c`, element by element of
+    the output; every name of :data:`qcore.CATALOGUE` is allowed.
 
     Args:
         in_features, out_features: as in ``nn.Linear``.
-        bias: whether the branches have their biases. Offsets stay without it, and so does the linear
-            reference.
+        bias: whether the branches have their biases. Offsets stay without it, and so does the
+            linear reference.
         neuron: a name of the catalogue, or a :class:`qcore.neurons.Neuron`.
         rank: for ``"bilinear"``, the rank of a signed low-rank form; None means a dense one.
         device, dtype: as everywhere in torch.
@@ -197,20 +198,20 @@ class QuadraticLinear(Quadratic):
 class QuadraticConv2d(Quadratic):
     r"""A drop-in for ``nn.Conv2d`` whose neurons are quadratic.
 
-    Each branch is a convolution of the input or of its square with the same kernel size, stride, padding,
-    dilation and groups; ``"bilinear"`` is the quadratic form over each patch.
+    Each branch is a convolution of the input or of its square with the same kernel size, stride,
+    padding, dilation and groups; ``"bilinear"`` is the quadratic form over each patch.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: as in
-            ``nn.Conv2d``; ``"bilinear"`` takes ``groups=1`` and zero padding in numbers.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: as
+            in ``nn.Conv2d``; ``"bilinear"`` takes ``groups=1`` and zero padding in numbers.
         bias, neuron, rank, device, dtype: as in :class:`QuadraticLinear`.
 
-    Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_channels, H', W')``.
+    Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_channels, H', W')``; without B too.
 
     Cost: the default neuron has three times the parameters and multiply-adds of ``nn.Conv2d``.
 
-    Raises ``ValueError`` for an unknown neuron, for ``rank`` with a neuron that has no form, and for
-    groups or padding that a form does not have.
+    Raises ``ValueError`` for an unknown neuron, for ``rank`` with a neuron that has no form, and
+    for groups or padding that a form does not have.
 
     Source: arXiv 2110.06081, section V (default neuron); the catalogue names the others'.
 
@@ -228,7 +229,7 @@ class QuadraticConv2d(Quadratic):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         *,
         neuron: str | Neuron = "quadratic",
         rank: int | None = None,
@@ -255,8 +256,8 @@ class QuadraticConv2d(Quadratic):
         def patch_form() -> nn.Module:
             if groups != 1 or padding_mode != "zeros" or isinstance(padding, str):
                 raise ValueError(
-                    f"neuron {spec.name!r} as a convolution takes groups=1, padding_mode='zeros' and "
-                    f"padding in numbers, not groups={groups}, padding_mode={padding_mode!r}, "
+                    f"neuron {spec.name!r} as a convolution takes groups=1, padding_mode='zeros' "
+                    f"and padding in numbers, not groups={groups}, padding_mode={padding_mode!r}, "
                     f"padding={padding!r}"
                 )
             rows, columns = _pair(kernel_size)
@@ -284,7 +285,7 @@ class PatchForm2d(nn.Module):
             ``nn.Conv2d.weight``.
         kernel_size, stride, padding, dilation: as in ``nn.Conv2d``.
 
-    Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_features, H', W')``.
+    Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_features, H', W')``; without B too.
 
     Source: CQNN (Mantini and Shah, 2021); Volterra convolutions (Zoumpourlis et al., 2017).
 
@@ -312,10 +313,10 @@ class PatchForm2d(nn.Module):
         sizes: list[int] = []
         for i in range(2):
             reach = self.dilation[i] * (self.kernel_size[i] - 1) + 1
-            sizes.append((x.shape[2 + i] + 2 * self.padding[i] - reach) // self.stride[i] + 1)
-        patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
-        values = self.form(patches.transpose(1, 2))  # (B, H'W', out)
-        return values.transpose(1, 2).unflatten(2, sizes)  # (B, out, H', W')
+            sizes.append((x.shape[i - 2] + 2 * self.padding[i] - reach) // self.stride[i] + 1)
+        patches = functional.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
+        values = self.form(patches.transpose(-2, -1))  # (B, H'W', out)
+        return values.transpose(-2, -1).unflatten(-1, sizes)  # (B, out, H', W')
 
 
 def _resolve(neuron: str | Neuron, bias: bool, rank: int | None) -> Neuron:
@@ -340,7 +341,7 @@ def _build(
     form: Callable[[], nn.Module],
     constant: Callable[[], nn.Module],
 ) -> dict[str, nn.Module]:
-    """A module for each branch, in the neuron's order: the order in which random numbers are drawn."""
+    """A module for each branch, in the neuron's order: that in which random numbers are drawn."""
     branches: dict[str, nn.Module] = {}
     for letter, branch in neuron.branches.items():
         if branch.lift == "one":

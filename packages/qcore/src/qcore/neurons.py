@@ -1,7 +1,8 @@
 """The catalogue of quadratic neurons: each formula is an entry of data, not a class.
 
-A neuron has *branches*, each an ordinary linear map of ``x``, of ``x²``, or a quadratic form of ``x``;
-its output is a sum of products of branches. Adding a neuron means adding one entry to ``CATALOGUE``.
+A neuron has *branches*, each an ordinary linear map of ``x``, of ``x²``, or a quadratic form of
+``x``; its output is a sum of products of branches. Adding a neuron means adding one entry to
+``CATALOGUE``.
 
 The letters are fixed: ``r`` reference or first factor, ``g`` second factor, ``b`` squared input,
 ``l`` extra linear map, ``q`` quadratic form, ``c`` a constant of its own.
@@ -14,16 +15,20 @@ from types import MappingProxyType
 from typing import Literal
 
 Lift = Literal["x", "x2", "form", "one"]
+_DEGREE: Mapping[Lift, int] = MappingProxyType({"x": 1, "x2": 2, "form": 2, "one": 0})
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One map inside a neuron: what it is applied to, what is added to it, and whether it has a bias.
+    """One map inside a neuron: what it is applied to, what is added, and whether it has a bias.
 
     ``lift`` says what the map sees: ``"x"`` the input, ``"x2"`` its square, ``"form"`` the map is a
     quadratic form of the input, ``"one"`` the map is a bias alone. ``offset`` is a constant added
     outside the parameters: with ``offset=1`` the value 1 is where the parameters are 0, so that
-    initialising at, shrinking towards and decaying towards the linear reference all mean "towards 0".
+    initialising at, shrinking towards and decaying towards the linear reference all mean
+    "towards 0".
+
+    Raises ``ValueError`` for another lift.
 
     >>> Branch(offset=1.0)
     Branch(lift='x', offset=1.0, bias=True)
@@ -33,16 +38,21 @@ class Branch:
     offset: float = 0.0
     bias: bool = True
 
+    def __post_init__(self) -> None:
+        if self.lift not in _DEGREE:
+            raise ValueError(f"lift={self.lift!r} is not allowed: choose from {', '.join(_DEGREE)}")
+
 
 @dataclass(frozen=True)
 class Neuron:
     """A quadratic function of the input as data: branches, and the sum of products they enter.
 
-    ``terms`` lists the products: ``(("r", "g"), ("b",))`` is ``r·g + b``. ``reference`` is the branch
-    that remains when all quadratic parameters are 0, or None where no such linear layer exists.
-    ``source`` says where the formula comes from.
+    ``terms`` lists the products: ``(("r", "g"), ("b",))`` is ``r·g + b``. ``reference`` is the
+    branch that remains when all quadratic parameters are 0, or None where no such linear layer
+    exists. ``source`` says where the formula comes from.
 
-    Raises ``ValueError`` for terms that name no branch, are empty, or are not at most quadratic.
+    Raises ``ValueError`` where there is no term, a term is empty, names no branch or is not at most
+    quadratic, a branch is in no term, or more or less than the reference remains.
 
     >>> CATALOGUE["quadratic"].formula
     '(w_r x + b_r)(w_g x + b_g) + w_b x² + c'
@@ -59,6 +69,8 @@ class Neuron:
     def __post_init__(self) -> None:
         object.__setattr__(self, "branches", MappingProxyType(dict(self.branches)))
         letters = set(self.branches)
+        if not self.terms:
+            raise ValueError(f"neuron {self.name!r} has no terms: give at least one")
         for term in self.terms:
             unknown = [letter for letter in term if letter not in letters]
             if unknown:
@@ -67,10 +79,11 @@ class Neuron:
                     f"but the branches are {sorted(letters)}"
                 )
             degree = sum(_DEGREE[self.branches[letter].lift] for letter in term)
-            if not term or degree > 2:
+            if len(term) not in (1, 2) or degree > 2:
                 raise ValueError(
-                    f"neuron {self.name!r}: term {term} has degree {degree}; "
-                    "a quadratic neuron has terms of one or two factors and degree at most 2"
+                    f"neuron {self.name!r}: term {term} has {len(term)} factors and degree "
+                    f"{degree}; a quadratic neuron has terms of one or two factors and degree at "
+                    "most 2"
                 )
         unused = letters - {letter for term in self.terms for letter in term}
         if unused:
@@ -78,10 +91,10 @@ class Neuron:
                 f"neuron {self.name!r}: no term uses branch {sorted(unused)[0]!r}; "
                 "name it in a term or leave it out"
             )
-        if self.reference is not None and (self.reference,) not in self._reduced_terms():
+        if self.reference is not None and not self._reduces_to(self.reference):
             raise ValueError(
-                f"neuron {self.name!r}: reference {self.reference!r} does not remain when the "
-                f"quadratic parameters are 0; use reference=None or change the terms"
+                f"neuron {self.name!r}: reference {self.reference!r} is not what remains when the "
+                "quadratic parameters are 0; use reference=None or change the terms"
             )
 
     def __reduce__(self) -> tuple[type["Neuron"], tuple[object, ...]]:
@@ -107,23 +120,22 @@ class Neuron:
         >>> CATALOGUE["product_linear"].zero_at_reference
         ('g',)
         """
-        zero: list[str] = []
-        for term in self.terms:
-            candidates = [letter for letter in term if letter in self.quadratic]
-            if candidates and not set(candidates) & set(zero):
-                zero.append(candidates[-1])
-        return tuple(zero)
+        factors = [[k for k in self.quadratic if k in term] for term in self.terms]
+        zero: set[str] = set()
+        for candidates in sorted(factors, key=len):  # one candidate leaves no choice: those first
+            if candidates and not zero.intersection(candidates):
+                zero.add(candidates[-1])
+        return tuple(k for k in self.branches if k in zero)
 
-    def _reduced_terms(self) -> list[tuple[str, ...]]:
-        """What the terms become where the zero factors are 0: their offset 1 or nothing remains."""
-        zero = set(self.zero_at_reference)
-        reduced = []
+    def _reduces_to(self, reference: str) -> bool:
+        """Whether ``reference``, linear, is all that remains, besides constants, at the zeros."""
+        remaining = []
         for term in self.terms:
-            rest = tuple(letter for letter in term if letter not in zero)
-            gone = [self.branches[letter].offset for letter in term if letter in zero]
-            if all(offset == 1.0 for offset in gone):
-                reduced.append(rest)
-        return reduced
+            offsets = {k: self.branches[k].offset for k in term if k in self.zero_at_reference}
+            if 0.0 in offsets.values() or set(term) <= set(self.constants):
+                continue
+            remaining.append([k for k in term if offsets.get(k) != 1.0])
+        return remaining == [[reference]] and self.branches[reference].lift == "x"
 
     @property
     def formula(self) -> str:
@@ -180,7 +192,6 @@ class Neuron:
         )
 
 
-_DEGREE: Mapping[Lift, int] = MappingProxyType({"x": 1, "x2": 2, "form": 2, "one": 0})
 _PLAIN = Branch(bias=False)
 
 _ENTRIES = (

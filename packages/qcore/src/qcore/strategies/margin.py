@@ -11,20 +11,23 @@ def normalized_margin(
 ) -> Tensor:
     r"""The lead of the true class over the best other one, relative to the length of the output.
 
-    .. math:: \Delta\mu = \frac1N \sum_n \frac{\Phi_{y_n} - \max_{j \ne y_n} \Phi_j}{\lVert\Phi\rVert_2}
+    .. math::
+        \Delta\mu = \frac1N \sum_n
+            \frac{\Phi_{y_n} - \max_{j \ne y_n} \Phi_j}{\lVert\Phi\rVert_2}
 
-    It lies in [−√2, √2] for any logits and in [−1, 1] where all outputs are non-negative, as those of a
-    low-rank form are. It is never clamped; rounding may exceed a bound by a few units in the last place.
-    A zero output vector has margin 0.
+    It lies in [−√2, √2] for any logits and in [−1, 1] where all outputs are non-negative, as those
+    of a low-rank form are. It is never clamped; rounding may exceed a bound by a few units in the
+    last place. A zero output vector has margin 0.
 
     Args:
         logits: outputs of the network, ``(..., classes)`` with at least two classes.
         target: the true classes as integers, ``(...)``.
-        reduction: ``"mean"`` over all samples (NaN over none), or ``"none"``: one margin per sample.
+        reduction: ``"mean"`` over all samples (NaN over none), or ``"none"``: a margin per sample.
 
     Shapes: ``()`` for ``"mean"``, ``(...)`` for ``"none"``. Half precision is computed in float32.
 
-    Raises ``ValueError`` for fewer than two classes, shapes that do not match, or another reduction.
+    Raises ``ValueError`` for fewer than two classes, shapes that do not match, or another
+    reduction.
 
     Source: DIQNN, eq. 4.
 
@@ -45,16 +48,15 @@ def normalized_margin(
         )
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    # The margin does not depend on the scale of a row; dividing by the largest entry first keeps the
-    # squares of very large and very small outputs inside the number format.
+    # The margin does not depend on the scale of a row; dividing by the largest entry first keeps
+    # the squares of very large and very small outputs inside the number format.
     largest = logits.detach().abs().amax(-1, keepdim=True)
     is_zero = largest == 0
-    scaled = logits / torch.where(is_zero, torch.ones_like(largest), largest)
+    scaled = logits / largest.masked_fill(is_zero, 1.0)
     index = target.unsqueeze(-1)
     true = scaled.gather(-1, index).squeeze(-1)
     others = scaled.scatter(-1, index, float("-inf"))
     lead = true - others.amax(-1)
     # a constant length for zero rows: their lead is 0, and 0/0 would be NaN, in the gradient too
-    norm = torch.linalg.vector_norm(torch.where(is_zero, torch.ones_like(scaled), scaled), dim=-1)
-    margin = lead / norm
+    margin = lead / torch.linalg.vector_norm(scaled.masked_fill(is_zero, 1.0), dim=-1)
     return margin.mean() if reduction == "mean" else margin

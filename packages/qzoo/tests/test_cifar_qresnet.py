@@ -1,0 +1,168 @@
+"""What is special to the QResNets: the initialisation, the neurons, the shortcut."""
+
+import math
+
+import pytest
+import qcore
+import timm
+import torch
+from qzoo import CifarQResNet
+from qzoo.models.cifar_qresnet import OptionAShortcut
+from torch import nn
+
+TINY = {"depths": (1, 2), "widths": (4, 8)}
+NEURONS = list(qcore.CATALOGUE)
+WITH_REFERENCE = [name for name, neuron in qcore.CATALOGUE.items() if neuron.reference]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def quadratic_layers(model):
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, qcore.Quadratic)
+    }
+
+
+def is_torch_default(parameter, fan_in):
+    """Uniform in ±1/√fan_in: never beyond, and beyond nine tenths of it somewhere."""
+    bound = 1 / math.sqrt(fan_in)
+    return 0.9 * bound < parameter.abs().max() <= bound
+
+
+def not_initialised(model):
+    """The quadratic convolutions that are not as the paper starts them."""
+    wrong = []
+    for path, layer in quadratic_layers(model).items():
+        weight = layer["r"].weight
+        fan_in = weight[0].numel()
+        normal = 0.9 < weight.std() * math.sqrt(fan_in / 2) < 1.1  # torch's default has 0.41
+        zero = not any(p.any() for letter in ("g", "b") for p in layer[letter].parameters())
+        if not (normal and zero and weight.abs().max() > 3 * weight.std()):
+            wrong.append(path)
+    return wrong
+
+
+def test_initialisation_reaches_every_quadratic_convolution():
+    model = timm.create_model("qresnet20")
+    assert len(quadratic_layers(model)) == 18
+    assert not_initialised(model) == []
+    # the published ReZero and compact files gave conv2's initialisation to conv1
+    model.stages[1][0].conv2["r"].reset_parameters()
+    nn.init.ones_(model.stages[2][1].conv1["g"].bias)
+    assert not_initialised(model) == ["stages.1.0.conv2", "stages.2.1.conv1"]
+
+
+def test_stem_head_and_biases_start_as_torch_starts_them():
+    model = timm.create_model("qresnet20", num_classes=100)
+    assert is_torch_default(model.conv1.weight, 27)
+    assert is_torch_default(model.fc.weight, 64)
+    assert is_torch_default(model.fc.bias, 64)
+    for layer in quadratic_layers(model).values():
+        bias = layer["r"].bias
+        assert 0 < bias.abs().max() <= 1 / math.sqrt(layer["r"].weight[0].numel())
+
+
+def test_init_weights_starts_again():
+    model = timm.create_model("qresnet20")
+    for parameter in model.stages.parameters():
+        nn.init.ones_(parameter)
+    model.init_weights()
+    assert not_initialised(model) == []
+
+
+@pytest.mark.parametrize("neuron", sorted(set(NEURONS) - set(WITH_REFERENCE)))
+def test_neurons_without_a_reference_start_as_torch_starts_them(neuron):
+    for layer in quadratic_layers(CifarQResNet(**TINY, neuron=neuron)).values():
+        for branch in layer.values():
+            assert is_torch_default(branch.weight, branch.weight[0].numel())
+
+
+@pytest.mark.parametrize("neuron", WITH_REFERENCE)
+def test_each_neuron_starts_as_the_linear_network(neuron):
+    model = CifarQResNet(**TINY, neuron=neuron).eval()
+    linear = CifarQResNet(**TINY, neuron="linear").eval()
+    state = {key: value for key, value in model.state_dict().items() if key in linear.state_dict()}
+    for path, layer in quadratic_layers(model).items():
+        reference = layer.reference
+        no_bias = torch.zeros(layer.out_channels)
+        state[f"{path}.r.weight"] = reference.weight
+        state[f"{path}.r.bias"] = no_bias if reference.bias is None else reference.bias
+    linear.load_state_dict(state)
+    x = torch.randn(3, 3, 12, 12)
+    # not torch.equal: a form lays out its output in another order, and batch norm rounds otherwise
+    assert torch.allclose(model(x), linear(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_every_neuron_of_the_catalogue(neuron):
+    model = timm.create_model("qresnet20", **TINY, neuron=neuron)
+    assert {layer.neuron for layer in quadratic_layers(model).values()} == {neuron}
+    logits = model(torch.randn(4, 3, 12, 12))
+    assert logits.shape == (4, 10)
+    logits.square().sum().backward()
+    assert all(value.grad.isfinite().all() for value in model.parameters())
+
+
+def test_a_neuron_of_ones_own():
+    own = qcore.Neuron(
+        "own", {"r": qcore.Branch(), "b": qcore.Branch("x2", bias=False)}, (("r",), ("b",)), "r", ""
+    )
+    model = timm.create_model("qresnet20", **TINY, neuron=own)
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_stem_and_head_are_linear():
+    model = CifarQResNet(**TINY)
+    assert type(model.conv1) is nn.Conv2d
+    assert model.conv1.bias is None
+    assert type(model.fc) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "stride"), [(16, 32, 2), (32, 64, 2), (3, 8, 1), (4, 4, 2)]
+)
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 5), (1, 1)])
+def test_option_a_shortcut(channels, out_channels, stride, height, width):
+    x = torch.randn(2, channels, height, width)
+    rows, columns = -(-height // stride), -(-width // stride)
+    expected = torch.zeros(2, out_channels, rows, columns)
+    first = (out_channels - channels) // 2
+    if out_channels == 2 * channels:
+        assert first == out_channels // 4
+    for k in range(channels):
+        for i in range(rows):
+            for j in range(columns):
+                expected[:, first + k, i, j] = x[:, k, stride * i, stride * j]
+    assert torch.equal(OptionAShortcut(channels, out_channels, stride)(x), expected)
+
+
+def test_the_block_written_out():
+    block = CifarQResNet(**TINY).stages[1][0].eval()
+    for bn in (block.bn1, block.bn2):
+        nn.init.normal_(bn.weight)
+        nn.init.normal_(bn.bias)
+        nn.init.uniform_(bn.running_var, 0.5, 2.0)
+        nn.init.normal_(bn.running_mean)
+    for parameter in [*block.conv1.parameters(), *block.conv2.parameters()]:
+        nn.init.normal_(parameter, std=0.1)
+
+    def quadratic(q, x, stride):
+        def conv(branch, x):
+            return nn.functional.conv2d(x, branch.weight, branch.bias, stride, padding=1)
+
+        return conv(q["r"], x) * (1 + conv(q["g"], x)) + conv(q["b"], x**2)
+
+    def norm(bn, x):
+        scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+        return (x - bn.running_mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + bn.bias.view(-1, 1, 1)
+
+    x = torch.randn(2, 4, 10, 10)
+    inner = norm(block.bn1, quadratic(block.conv1, x, stride=2)).relu()
+    outer = norm(block.bn2, quadratic(block.conv2, inner, stride=1))
+    outer[:, 2:6] += x[:, :, ::2, ::2]
+    assert torch.allclose(block(x), outer.relu(), atol=1e-5)

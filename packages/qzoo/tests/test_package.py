@@ -1,0 +1,69 @@
+"""The package as a whole: importing it, its README, its declared dependencies."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import qzoo
+
+PACKAGE = Path(__file__).parents[1]
+
+IMPORTS = """
+import timm
+models, modules = set(timm.list_models()), set(timm.models.list_modules())
+
+import qzoo
+import qzoo.models
+import qzoo.models.cifar_qresnet
+import qzoo
+
+new_models = set(timm.list_models()) - models
+new_modules = set(timm.models.list_modules()) - modules
+assert new_models == set(qzoo.models.cifar_qresnet.ARCHITECTURES), new_models
+assert new_modules == {"cifar_qresnet"}, new_modules
+for name in new_models:
+    entry = timm.model_entrypoint(name)
+    assert entry.__name__ == name and entry is getattr(qzoo.models.cifar_qresnet, name)
+assert set(qzoo.models.cifar_qresnet.__all__) >= new_models
+"""
+
+
+def test_import_registers_under_new_names_without_a_warning():
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORTS], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_public_names():
+    assert sorted(qzoo.__all__) == ["CifarQResNet"]
+    assert all(getattr(qzoo, name).__doc__ for name in qzoo.__all__)
+
+
+def test_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (PACKAGE / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)  # noqa: S102 - our own README
+
+
+def test_dependencies_are_what_is_imported():
+    imported = set()
+    for path in (PACKAGE / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    # an editable install does not say which modules it has, so the sibling is named here
+    distributions = {**importlib.metadata.packages_distributions(), "qcore": ["quadnets-core"]}
+    imported -= {*sys.stdlib_module_names, "qzoo"}
+    needed = {distributions[name][0] for name in imported}
+    project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w.-]+", line).group() for line in project["dependencies"]}
+    assert declared == needed
