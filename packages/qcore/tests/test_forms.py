@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
+
 from qcore import LowRankForm, QuadraticForm
 from qcore.layers import PatchForm2d
-from torch.nn import functional
 
 DOUBLE = torch.float64
 LOW_RANK = {

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from qcore import CATALOGUE, LowRankForm, QuadraticConv2d, QuadraticForm, QuadraticLinear
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
+
+from qcore import CATALOGUE, LowRankForm, QuadraticConv2d, QuadraticForm, QuadraticLinear
 
 VECTORS, IMAGES = (2, 3), (1, 2, 3, 3)
 CASES = {

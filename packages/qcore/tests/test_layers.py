@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+
 from qcore import (
     CATALOGUE,
     Branch,
@@ -22,7 +24,6 @@ from qcore import (
     QuadraticLinear,
 )
 from qcore.layers import Constant, PatchForm2d
-from torch import nn
 
 DOUBLE = torch.float64
 # Every neuron, and bilinear once more with low-rank forms.

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qcore import LowRankForm, normalized_margin
 from torch.autograd import gradcheck, gradgradcheck
+
+from qcore import LowRankForm, normalized_margin
 
 DOUBLE = torch.float64
 finite = st.floats(allow_nan=False, allow_infinity=False)

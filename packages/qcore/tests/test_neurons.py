@@ -6,6 +6,7 @@ import re
 from dataclasses import FrozenInstanceError
 
 import pytest
+
 import qcore
 from qcore import CATALOGUE, Branch, Neuron, get_neuron
 

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from qcore import CATALOGUE, QuadraticLinear
 from torch import nn
+
+from qcore import CATALOGUE, QuadraticLinear
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(\w+)`(?: \(default\))? \| `(.+)` \| (.+) \|$", README, re.MULTILINE)

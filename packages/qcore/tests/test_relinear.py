@@ -5,6 +5,10 @@ import re
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import LambdaLR, MultiplicativeLR, OneCycleLR, StepLR
+
 from qcore import (
     CATALOGUE,
     LowRankForm,
@@ -14,9 +18,6 @@ from qcore import (
     ReLinear,
     get_neuron,
 )
-from torch import nn
-from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import LambdaLR, MultiplicativeLR, OneCycleLR, StepLR
 
 DOUBLE = torch.float64
 WITH_REFERENCE = {
@@ -50,8 +51,8 @@ def network(**options):
 
 
 def started(layer):
-    """The layer at its reference. (The model has another layer: 'linear' alone is refused.)"""
-    ReLinear().init_(nn.ModuleList([layer, QuadraticLinear(1, 1)]))
+    """The layer, moved to its reference."""
+    ReLinear().init_(layer)
     return layer
 
 
@@ -147,22 +148,28 @@ def test_a_low_rank_form_without_signs_is_refused_and_nothing_changed():
 
 
 @pytest.mark.parametrize(
-    "model",
-    [nn.Linear(3, 2), QuadraticLinear(3, 2, neuron="linear")],
-    ids=["nn.Linear", "linear neuron"],
-)
-@pytest.mark.parametrize(
     "use",
     [ReLinear().init_, lambda model: ReLinear().param_groups(model, lr=0.1)],
     ids=["init_", "param_groups"],
 )
-def test_a_model_without_quadratic_layers_is_refused(model, use):
+def test_a_model_without_quadratic_layers_is_refused(use):
+    model = nn.Linear(3, 2)
     text = (
         f"model ({type(model).__name__}) has no quadratic layers: build it from qcore's layers, "
         "e.g. qcore.QuadraticLinear"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         use(model)
+
+
+def test_the_linear_control_trains_under_the_same_strategy_unchanged_by_it():
+    model = QuadraticLinear(3, 2, neuron="linear")
+    before = model["r"].weight.clone()
+    strategy = ReLinear(gamma=1e-4)
+    strategy.init_(model)
+    (group,) = strategy.param_groups(model, lr=0.1)
+    assert torch.equal(model["r"].weight, before)
+    assert (group["relinear"], group["lr"], len(group["params"])) == ("linear", 0.1, 2)
 
 
 # --- γ ---

@@ -3,12 +3,13 @@
 import math
 
 import pytest
-import qcore
 import timm
 import torch
+from torch import nn
+
+import qcore
 from qzoo import CifarQResNet
 from qzoo.models.cifar_qresnet import OptionAShortcut
-from torch import nn
 
 TINY = {"depths": (1, 2), "widths": (4, 8)}
 NEURONS = list(qcore.CATALOGUE)

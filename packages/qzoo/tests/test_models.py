@@ -1,16 +1,17 @@
 """Every model that qzoo registers, found through timm's registry: a new one is tested unasked."""
 
 import pytest
-import qcore
 import timm
 import torch
-from qzoo.models.cifar_qresnet import ARCHITECTURES
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
 from timm.models import group_parameters
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision.transforms.functional import to_pil_image, to_tensor
+
+import qcore
+from qzoo.models.cifar_qresnet import ARCHITECTURES
 
 MODELS = [
     name

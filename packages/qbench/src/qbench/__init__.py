@@ -1,9 +1,9 @@
 """The papers on quadratic networks, rerun: every claim beside its measurement.
 
-``qbench run uci`` trains a paper's table, ``qbench report uci`` shows it. In Python::
-
-    table = qbench.load_table("uci")
-    report = qbench.run(table, out="runs")
+``qbench run uci`` trains a paper's table and reports it. One line says how: a *table*
+(:mod:`qbench.table`) becomes *blocks* (:mod:`qbench.executor`), the one *loop* (:mod:`qbench.loop`)
+trains them, their *results* (:mod:`qbench.trial`) are files, and the *report*
+(:mod:`qbench.report.numbers`) reads these alone.
 """
 
 __version__ = "0.1.0"

@@ -1,10 +1,10 @@
 """The classifier that a table's entry describes."""
 
 import torch
-from qcore import LowRankForm, QuadraticForm
 from torch import nn
 
 from qbench.table import ModelSpec
+from qcore import LowRankForm, QuadraticForm
 
 
 def build_classifier(
@@ -12,8 +12,8 @@ def build_classifier(
 ) -> nn.Module:
     """A layer from ``features`` to ``classes``, its parameters drawn under ``seed`` alone.
 
-    The global random state is left as it was. ``init_scale`` scales the outputs at the start: for the
-    linear layer it multiplies PyTorch's initial weights.
+    The global random state is left as it was. ``init_scale`` scales the outputs at the start: for
+    the linear layer it multiplies PyTorch's initial weights.
 
     >>> build_classifier(ModelSpec(kind="low_rank", rank=2), 4, 3, 1.0, seed=0)
     LowRankForm(in_features=4, out_features=3, rank=2, signed=False, affine=False)

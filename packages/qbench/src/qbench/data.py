@@ -20,7 +20,8 @@ Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 class Problem:
     """One classification problem per seed, stacked: seed s trains on ``x_train[s]``.
 
-    Shapes: ``x_*`` ``(S, B, features)`` float32, ``y_*`` ``(S, B)`` int64; B may be 0 for the test part.
+    Shapes: ``x_*`` ``(S, B, features)`` float32, ``y_*`` ``(S, B)`` int64; B may be 0 for the test
+    part.
     """
 
     x_train: Tensor
@@ -67,6 +68,16 @@ def load_problem(name: str, recipe: Recipe, seeds: Sequence[int]) -> Problem:
     )
 
 
+def sizes(name: str) -> tuple[int, int, int]:
+    """Number of samples, features and classes of a dataset.
+
+    >>> sizes("wine")
+    (178, 13, 3)
+    """
+    x, y = _arrays(name)
+    return len(x), x.shape[1], int(y.max()) + 1
+
+
 def _split(
     x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], recipe: Recipe, seed: int
 ) -> tuple[np.ndarray[Any, Any], ...]:
@@ -92,7 +103,8 @@ SCALINGS: Mapping[str, Callable[[], Any] | None] = MappingProxyType(
         "standard": preprocessing.StandardScaler,
     }
 )
-"""Feature scalings by name: nothing, each feature by its largest |value|, to [0, 1], to mean 0 and std 1."""
+"""Feature scalings by name: nothing, each feature by its largest |value|, to [0, 1], to mean 0 and
+std 1."""
 
 
 def _xor() -> Arrays:

@@ -4,22 +4,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from qcore import normalized_margin
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from qbench.data import Problem
 from qbench.stack import Stacked
 from qbench.table import Recipe
+from qcore import normalized_margin
 
 
 @dataclass(frozen=True)
 class Curve:
     """What one seed's training recorded.
 
-    ``step`` counts updates made before the measurement. Metrics are in percent (accuracies), nats (losses)
-    or without unit (margin); each list is as long as ``step``. ``diverged_at`` is the first step at
-    which the training loss was not finite; nothing from that step on is recorded.
+    ``step`` counts updates made before the measurement. Metrics are in percent (accuracies), nats
+    (losses) or without unit (margin); each list is as long as ``step``. ``diverged_at`` is the
+    first step at which the training loss was not finite; nothing from that step on is recorded.
     """
 
     step: list[int] = field(default_factory=list)
@@ -36,9 +36,9 @@ def train(
 ) -> list[Curve]:
     """Train in place and return one curve per seed.
 
-    The loss is the sum over seeds of each seed's mean cross-entropy, so that every seed's gradient is its
-    own. Training ends early only when every seed has diverged. ``on_step`` is called at each recorded
-    step.
+    The loss is the sum over seeds of each seed's mean cross-entropy, so that every seed's gradient
+    is its own. Training ends early only when every seed has diverged. ``on_step`` is called at
+    each recorded step.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
     curves = [Curve() for _ in range(model.replicas)]

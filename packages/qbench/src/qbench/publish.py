@@ -1,10 +1,11 @@
 """Results to MLflow: a replica of the run folder, and the only place that knows MLflow.
 
-``publish`` may be called any number of times with the same results: a trial is found again by the tag
-``quadnets.trial``, its metrics carry the trial's own times, and it is tagged ``quadnets.complete`` last.
+``publish`` may be called any number of times with the same results: a trial is found again by the
+tag ``quadnets.trial``, its metrics carry the trial's own times, and it is tagged
+``quadnets.complete`` last.
 
-As a program it is the process that records beside the training: it reads paths of result files, one per
-line, from standard input, and publishes them to every target::
+As a program it is the process that records beside the training: it reads paths of result files,
+one per line, from standard input, and publishes them to every target::
 
     python -m qbench.publish --out runs --to sqlite:///runs/mlflow.db
 """
@@ -41,9 +42,9 @@ def default_uri(out: Path) -> str:
 def publish(results: Iterable[Result], uri: str, out: Path) -> int:
     """Bring a tracking store up to date with these results; returns how many trials were new to it.
 
-    Each trial becomes a child run of its table's parent run. A trial that is there in part is completed,
-    one that is complete is left alone. ``out`` holds the lock of the target, so that of two callers one
-    waits.
+    Each trial becomes a child run of its table's parent run. A trial that is there in part is
+    completed, one that is complete is left alone. ``out`` holds the lock of the target, so that of
+    two callers one waits.
     """
     wanted = list(results)
     if not wanted:
@@ -185,8 +186,8 @@ def _tags(result: Result) -> dict[str, str]:
 class Publisher:
     """A process beside the training that publishes result files as they come.
 
-    The training never waits for it: ``send`` writes a path to its pipe, ``close`` waits until all is
-    published and returns what went wrong, an empty text if nothing did.
+    The training never waits for it: ``send`` writes a path to its pipe, ``close`` waits until all
+    is published and returns what went wrong, an empty text if nothing did.
     """
 
     def __init__(self, out: Path, uris: Sequence[str]) -> None:
@@ -211,6 +212,11 @@ class Publisher:
             except BrokenPipeError:
                 return  # it has died; close tells why, and the next run catches up
 
+    def end(self) -> None:
+        """Tell it to stop after what it has been sent, without waiting."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
     def close(self) -> str:
         """Wait for the last result to be published; returns the reason where one was not."""
         _, problems = self._process.communicate()
@@ -233,7 +239,7 @@ def main() -> None:
             unsent[uri] += results
             try:
                 publish(unsent[uri], uri, arguments.out)
-            except Exception as error:  # noqa: BLE001 - whatever a store raises, the others go on
+            except Exception as error:
                 failed[uri] = f"{uri}: {' '.join(str(error).split())[:300]}"
             else:
                 unsent[uri].clear()

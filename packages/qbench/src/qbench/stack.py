@@ -32,7 +32,9 @@ class Stacked(nn.Module):
         states = [_tensors(replica) for replica in replicas]
         shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
         if any(shape != shapes[0] for shape in shapes):
-            raise ValueError("replicas differ in their parameters' names or shapes: build them alike")
+            raise ValueError(
+                "replicas differ in their parameters' names or shapes: build them alike"
+            )
         self.replicas = len(replicas)
         self.module = deepcopy(replicas[0])
         for name, tensor in states[0].items():

@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from qbench.errors import UserError, unknown
 
@@ -70,8 +77,8 @@ class Recipe(Frozen):
     """How a trial is trained; full-batch gradient descent on the cross-entropy.
 
     ``lr`` is per step; ``epochs`` are steps; ``scaling`` is fitted on the training part alone;
-    ``init_scale`` multiplies the initial outputs; a point of every curve is recorded each ``log_every``
-    steps and at the end; parameters are recorded at the steps ``snapshots``.
+    ``init_scale`` multiplies the initial outputs; a point of every curve is recorded each
+    ``log_every`` steps and at the end; parameters are recorded at the steps ``snapshots``.
     """
 
     optimizer: Literal["sgd"] = "sgd"
@@ -112,7 +119,8 @@ class Unstated(Frozen):
 
 
 class _Claim(Frozen):
-    """What every claim has: where it stands in the paper, and the axis it is made for each value of."""
+    """What every claim has: where it stands in the paper, and the axis it is made for each value
+    of."""
 
     source: str
     per: Literal["dataset"] | None = None
@@ -177,8 +185,8 @@ Claim = Annotated[
 class Table(Frozen):
     """One table or figure of a paper.
 
-    ``version`` rises with every change that alters results. ``control`` is the model against which the
-    others are tested. Without ``quick`` the table is quick as it is, and never reduced.
+    ``version`` rises with every change that alters results. ``control`` is the model against which
+    the others are tested. Without ``quick`` the table is quick as it is, and never reduced.
 
     >>> load_table("xor").grid.dataset
     ('xor',)
@@ -233,7 +241,8 @@ class Table(Frozen):
         *,
         reduced: bool = False,
     ) -> Iterator["Cell"]:
-        """The cells to run: the grid restricted by ``only``, times the chosen values of the choices.
+        """The cells to run: the grid restricted by ``only``, times the chosen values of the
+        choices.
 
         ``reduced`` takes the table's quick recipe, where it has one.
 
@@ -255,7 +264,7 @@ class Table(Frozen):
         for allowed in self.axes[axis]:
             if value == allowed or (isinstance(value, str) and _as_number(value) == allowed):
                 return allowed
-        raise unknown(f"{axis} of table {self.id!r}", str(value), map(str, self.axes[axis]))
+        raise unknown(axis, str(value), map(str, self.axes[axis]))
 
 
 @dataclass(frozen=True)
@@ -291,7 +300,8 @@ class Cell:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """Everything that decides the result, but the seed; what equals a field's default is left out."""
+        """Everything that decides the result, but the seed; what equals a field's default is left
+        out."""
         return {
             "dataset": self.dataset,
             "model": self.model.model_dump(mode="json", exclude_defaults=True),
@@ -304,7 +314,8 @@ class Cell:
         return identity(self.table.id, self.table.version, self.resolved)
 
     def trial_key(self, seed: int) -> str:
-        """The identity of a trial: table id and version, resolved recipe, seed; never the commit."""
+        """The identity of a trial: table id and version, resolved recipe, seed; never the
+        commit."""
         return identity(self.table.id, self.table.version, self.resolved, seed)
 
     def __str__(self) -> str:

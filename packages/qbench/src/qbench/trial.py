@@ -37,8 +37,8 @@ class Environment(Frozen):
 class Result(Frozen):
     """What a trial left: one cell, one seed.
 
-    ``metrics`` are the values after the last step, None where the trial diverged; ``history`` has the same
-    metrics along ``step``. Accuracies are in percent.
+    ``metrics`` are the values after the last step, None where the trial diverged; ``history`` has
+    the same metrics along ``step``. Accuracies are in percent.
     """
 
     key: str
@@ -76,7 +76,8 @@ class RunFolder:
                 probe.unlink()
             except OSError as error:
                 raise UserError(
-                    f"cannot write to {str(out)!r} ({error.strerror}): choose another folder with --out"
+                    f"cannot write to {str(out)!r} ({error.strerror}): "
+                    "choose another folder with --out"
                 ) from error
 
     @property

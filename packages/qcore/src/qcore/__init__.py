@@ -5,6 +5,8 @@ In torch, ``q`` often stands for *quantised*; here it stands for *quadratic*.
 
 from qcore.forms import LowRankForm as LowRankForm
 from qcore.forms import QuadraticForm as QuadraticForm
+from qcore.layers import Constant as Constant
+from qcore.layers import PatchForm2d as PatchForm2d
 from qcore.layers import Quadratic as Quadratic
 from qcore.layers import QuadraticConv2d as QuadraticConv2d
 from qcore.layers import QuadraticLinear as QuadraticLinear
@@ -18,8 +20,10 @@ from qcore.strategies import normalized_margin as normalized_margin
 __all__ = [
     "CATALOGUE",
     "Branch",
+    "Constant",
     "LowRankForm",
     "Neuron",
+    "PatchForm2d",
     "Quadratic",
     "QuadraticConv2d",
     "QuadraticForm",

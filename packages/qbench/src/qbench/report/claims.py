@@ -34,12 +34,16 @@ METRIC_WORDS = {
 class ClaimReport(Frozen):
     """A claim under one combination of the unstated choices.
 
-    ``verdict``: *holds* and *does not hold* are what was measured; *not decided* is a claimed order that
-    the means show and the test does not (p ≥ 0.05, paired, Holm over the claims of these choices); *not
-    tested* lacks results. ``models`` are the models it speaks of; ``why`` gives the figures.
+    ``verdict``: *holds* and *does not hold* are what was measured; *not decided* is a claimed
+    order that the means show and the test does not (p ≥ 0.05, paired, Holm over the claims of
+    these choices); *not tested* lacks results. ``models`` are the models it speaks of, ``subject``
+    the one it praises, where there is one, and ``short`` the claim in the fewest words; ``why``
+    gives the figures.
     """
 
     text: str
+    short: str
+    subject: str | None
     source: str
     dataset: str | None
     models: list[str]
@@ -77,13 +81,13 @@ def judge(
 
     A reduced run decides nothing: its figures are given, and the verdict is *not tested*.
     """
-    samples = {
-        (cell.dataset, str(cell.axes["model"])): _Sample(results) for cell, results in group
-    }
+    samples = {(cell.dataset, str(cell.axes["model"])): _Sample(results) for cell, results in group}
     open_orders: list[tuple[int, float]] = []
     reports: list[ClaimReport] = []
     for claim in table.claims:
-        datasets = list(table.grid.dataset) if claim.per == "dataset" else [_dataset_of(claim, table)]
+        datasets = (
+            list(table.grid.dataset) if claim.per == "dataset" else [_dataset_of(claim, table)]
+        )
         for dataset in datasets:
             verdict, why, p_value = _judge(claim, table, dataset, samples)
             if p_value is not None:
@@ -91,6 +95,8 @@ def judge(
             reports.append(
                 ClaimReport(
                     text=f"{_text(claim)} on {dataset}",
+                    short=_short(claim),
+                    subject=_subject(claim),
                     source=claim.source,
                     dataset=dataset,
                     models=_models(claim, table),
@@ -126,7 +132,9 @@ def _judge(
     present = {model: sample for model, sample in found if sample is not None}
     lost = {model: s for model, s in present.items() if s.diverged}
     if lost:
-        counts = (f"{model} diverged in {s.diverged} of {len(s.results)}" for model, s in lost.items())
+        counts = (
+            f"{model} diverged in {s.diverged} of {len(s.results)}" for model, s in lost.items()
+        )
         return "does not hold", "; ".join(counts), None
     if isinstance(claim, OrderClaim):
         return _judge_order(claim, present)
@@ -192,6 +200,23 @@ def _models(claim: Claim, table: Table) -> list[str]:
     if isinstance(claim, ValueClaim):
         return [str(claim.cell["model"])]
     return list(table.grid.model)
+
+
+def _subject(claim: Claim) -> str | None:
+    if isinstance(claim, OrderClaim):
+        return claim.order[-1]
+    if isinstance(claim, CloseClaim):
+        return claim.close[0]
+    return str(claim.cell["model"]) if isinstance(claim, ValueClaim) else None
+
+
+def _short(claim: Claim) -> str:
+    if isinstance(claim, OrderClaim):
+        side = "above" if RISING[claim.by] else "below"
+        return f"{METRIC_WORDS[claim.by]} {side} {claim.order[-2]}"
+    if isinstance(claim, CloseClaim):
+        return f"within {claim.within:g} of {claim.close[1]}"
+    return _text(claim)
 
 
 def _text(claim: Claim) -> str:

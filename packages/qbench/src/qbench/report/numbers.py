@@ -30,10 +30,10 @@ class Measured(Frozen):
 class CellReport(Frozen):
     """One cell: its main metric against the control and the claim, and its cost.
 
-    Accuracies are in percent, losses in nats. ``n`` counts the seeds in the mean, ``diverged`` those
-    that are not in it, between the steps ``diverged_at``. ``difference`` and ``p_value`` compare with the
-    control, paired by seed, with Holm's correction over all cells of the same choices. ``seconds`` is
-    the wall time of all seeds together.
+    Accuracies are in percent, losses in nats. ``n`` counts the seeds in the mean, ``diverged``
+    those that are not in it, between the steps ``diverged_at``. ``difference`` and ``p_value``
+    compare with the control, paired by seed, with Holm's correction over all cells of the same
+    choices. ``seconds`` is the wall time of all seeds together.
     """
 
     axes: dict[str, Scalar]
@@ -55,8 +55,8 @@ class CellReport(Frozen):
 class Report(Frozen):
     """A table's report.
 
-    ``choices`` are the unstated choices with the values that were run; ``expected`` is the number of trials
-    of the whole table under these choices, ``recorded`` how many of them there are.
+    ``choices`` are the unstated choices with the values that were run; ``expected`` is the number
+    of trials of the whole table under these choices, ``recorded`` how many of them there are.
     """
 
     table: str
@@ -84,8 +84,8 @@ class Report(Frozen):
 def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result]) -> Report:
     """The numbers of a table from its recorded results, which must not be empty.
 
-    ``cells`` are all cells of the grid under the choices that were asked for; those without a result count
-    as expected and not recorded.
+    ``cells`` are all cells of the grid under the choices that were asked for; those without a
+    result count as expected and not recorded.
     """
     by_cell: dict[str, list[Result]] = {cell.key: [] for cell in cells}
     for result in results:
@@ -93,6 +93,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
     present = [(cell, by_cell[cell.key]) for cell in cells if by_cell[cell.key]]
     reduced = any(result.reduced for result in results)
     seeds = table.quick.seeds if reduced and table.quick else table.seeds
+    missing = sum(max(0, seeds - len(found)) for found in by_cell.values())
     groups: dict[tuple[Scalar, ...], list[tuple[Cell, list[Result]]]] = {}
     for cell, found in present:
         choices = tuple(cell.axes[name] for name in table.unstated)
@@ -105,14 +106,14 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         paper=table.paper,
         shows=table.shows,
         reduced=reduced,
-        expected=len(cells) * seeds,
+        expected=len(results) + missing,
         recorded=len(results),
         choices={
             name: list(dict.fromkeys(cell.axes[name] for cell, _ in present))
             for name in table.unstated
         },
         open_choices={name: choice.why for name, choice in table.unstated.items()},
-        notes=_notes(table, present, reduced, len(results), len(cells) * seeds),
+        notes=_notes(table, present, reduced, len(results), len(results) + missing),
         commands=_commands(table, present, reduced),
         commit=latest.commit,
         hardware=latest.hardware,
@@ -124,7 +125,9 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         claims=[
             verdict
             for choices, group in groups.items()
-            for verdict in judge(table, dict(zip(table.unstated, choices, strict=True)), group, reduced)
+            for verdict in judge(
+                table, dict(zip(table.unstated, choices, strict=True)), group, reduced
+            )
         ],
     )
 
@@ -142,12 +145,8 @@ def _cell_reports(table: Table, group: Sequence[tuple[Cell, list[Result]]]) -> l
             comparison = compare_paired(values, control)
             if comparison is not None:
                 comparisons[dataset, model] = comparison
-    adjusted = dict(
-        zip(comparisons, holm([c.p_value for c in comparisons.values()]), strict=True)
-    )
-    return [
-        _cell_report(table, cell, found, comparisons, adjusted) for cell, found in group
-    ]
+    adjusted = dict(zip(comparisons, holm([c.p_value for c in comparisons.values()]), strict=True))
+    return [_cell_report(table, cell, found, comparisons, adjusted) for cell, found in group]
 
 
 def _cell_report(
@@ -237,8 +236,8 @@ def _notes(
     diverged = sum(result.status == "diverged" for _, found in present for result in found)
     if diverged:
         notes.append(
-            f"{diverged} of {recorded} trials diverged (a loss that is not finite). They are counted "
-            "beside each mean, and are not in it."
+            f"{diverged} of {recorded} trials diverged (a loss that is not finite). They are "
+            "counted beside each mean, and are not in it."
         )
     return notes
 

@@ -10,7 +10,8 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean over n seeds, standard deviation (n - 1), and the 95 % interval of the mean (Student's t).
+    """Mean over n seeds, standard deviation (n - 1), and the 95 % interval of the mean (Student's
+    t).
 
     Spread and interval are None for fewer than two seeds.
     """
@@ -50,7 +51,8 @@ class Comparison:
 def compare_paired(values: Mapping[int, float], control: Mapping[int, float]) -> Comparison | None:
     """Compare two samples over the seeds that both have; None for fewer than two.
 
-    Differences that are all equal leave nothing to test: p is then 1 for no difference and 0 otherwise.
+    Differences that are all equal leave nothing to test: p is then 1 for no difference and 0
+    otherwise.
 
     >>> compare_paired({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})
     Comparison(difference=1.0, p_value=0.0, n=2)

@@ -142,7 +142,7 @@ class ReLinear:
         def shrink(optimizer: Optimizer, *_: Any) -> None:
             for group in optimizer.param_groups:
                 group["relinear_restore"] = group["lr"]
-                group["lr"] = group["lr"] * self.gamma.get(group["relinear"], 1.0)
+                group["lr"] = group["lr"] * self.gamma.get(group.get("relinear", "linear"), 1.0)
 
         def restore(optimizer: Optimizer, *_: Any) -> None:
             for group in optimizer.param_groups:
@@ -157,11 +157,12 @@ class ReLinear:
 
 
 def _quadratic_layers(model: nn.Module) -> list[tuple[str, Quadratic]]:
-    """The layers that have quadratic parameters, with their paths."""
+    """The layers built as neurons of the catalogue, with their paths.
+
+    ``linear`` is one of them: the control trains under the same strategy, unchanged by it.
+    """
     layers = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, Quadratic) and module.quadratic_branches()
+        (path, module) for path, module in model.named_modules() if isinstance(module, Quadratic)
     ]
     if not layers:
         raise ValueError(

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import qcore
 import torch
 from timm.layers.classifier import create_classifier
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
+
+import qcore
 
 __all__ = ["ARCHITECTURES", "CifarQResNet", "OptionAShortcut", "QuadraticBlock"]
 
@@ -240,8 +241,7 @@ class CifarQResNet(nn.Module):
         for layer in self.modules():
             if isinstance(layer, qcore.Quadratic) and isinstance(layer.reference, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.reference.weight)
-                if layer.quadratic_branches():  # none in the linear control
-                    qcore.ReLinear().init_(layer)
+                qcore.ReLinear().init_(layer)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns by which timm groups parameters: the stem, then stages or (default) blocks."""

@@ -1,0 +1,160 @@
+"""One session per package, each in an environment with that package and those below it alone.
+
+``uv run nox`` runs everything that must pass before a change lands; ``nox -l`` lists the sessions.
+"""
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "uv"
+nox.options.sessions = ["lint", "types", "qcore", "qzoo", "qbench"]
+nox.options.error_on_external_run = True
+
+ROOT = Path(__file__).parent
+# each package with those below it, in the order of their imports
+STACK = ("qcore", "qzoo", "qbench")
+DISTRIBUTIONS = {"qcore": "quadnets-core", "qzoo": "quadnets-zoo", "qbench": "quadnets-bench"}
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting, lint rules, and the direction of imports."""
+    session.install("-c", constraints(session), "ruff", "import-linter", "pytest", "pyyaml")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("pytest", "tests")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """The type checker, strict, over all three packages."""
+    session.run_install(
+        "uv",
+        "sync",
+        "--quiet",
+        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location},
+        external=True,
+    )
+    session.run("mypy")
+
+
+@nox.session
+def qcore(session: nox.Session) -> None:
+    """quadnets-core alone: torch, and no timm."""
+    install_wheels(session, "qcore", absent="timm")
+    # numpy belongs to the tests: torch warns without it, and warnings are errors
+    test(session, "qcore", "hypothesis", "numpy")
+
+
+@nox.session
+def qzoo(session: nox.Session) -> None:
+    """quadnets-zoo on quadnets-core, and no mlflow."""
+    install_wheels(session, "qzoo", absent="mlflow")
+    test(session, "qzoo", "hypothesis")
+
+
+@nox.session
+def qbench(session: nox.Session) -> None:
+    """quadnets-bench on both: real MLflow, real files, a real browser."""
+    install_wheels(session, "qbench")
+    test(session, "qbench", "hypothesis", "playwright")
+
+
+@nox.session(default=False)
+def lowest(session: nox.Session) -> None:
+    """The lowest versions that the packages allow really work: a smoke test of each."""
+    pins = session.create_tmp() + "/lowest.txt"
+    projects = [f"packages/{name}/pyproject.toml" for name in STACK]
+    session.run_install(
+        "uv",
+        "pip",
+        "compile",
+        "--quiet",
+        "--resolution",
+        "lowest-direct",
+        "--no-header",
+        "--no-annotate",
+        *[f"--no-emit-package={name}" for name in DISTRIBUTIONS.values()],
+        *projects,
+        "-o",
+        pins,
+        external=True,
+    )
+    session.install("-r", pins, "pytest", "hypothesis")
+    session.install("--no-deps", *build_wheels(session, STACK))
+    # every example of every docstring, then a table from the command line to its report
+    session.run("pytest", "-o", "filterwarnings=default", "--doctest-modules", "--pyargs", *STACK)
+    out = session.create_tmp() + "/runs"
+    session.run("qbench", "run", "xor", "--out", out)
+    session.run("qbench", "run", "uci", "--quick", "--only", "dataset=iris", "--out", out)
+
+
+def constraints(session: nox.Session) -> str:
+    """A file with the workspace's resolved versions, which every session installs under."""
+    path = session.create_tmp() + "/constraints.txt"
+    session.run_install(
+        "uv",
+        "export",
+        "--quiet",
+        "--all-groups",
+        "--no-hashes",
+        "--no-emit-workspace",
+        "--no-annotate",
+        "--no-header",
+        "-o",
+        path,
+        external=True,
+        silent=True,
+    )
+    return path
+
+
+def build_wheels(session: nox.Session, names: tuple[str, ...]) -> list[str]:
+    """Build the wheels of these packages and return their paths."""
+    folder = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in names:
+        session.run_install(
+            "uv",
+            "build",
+            "--quiet",
+            "--wheel",
+            "--package",
+            DISTRIBUTIONS[name],
+            "--out-dir",
+            str(folder),
+            external=True,
+        )
+    return sorted(str(path) for path in folder.glob("*.whl"))
+
+
+def install_wheels(session: nox.Session, package: str, absent: str | None = None) -> None:
+    """Install a package's wheel and those below it, and prove that ``absent`` is not to be
+    found."""
+    below = STACK[: STACK.index(package) + 1]
+    session.install("-c", constraints(session), "pytest", *build_wheels(session, below))
+    for name in (absent, *set(STACK) - set(below)):
+        if name:
+            session.run("python", "-c", PROOF, name)
+
+
+PROOF = """
+import importlib.util, sys
+name = sys.argv[1]
+sys.exit(f"{name} can be imported here" if importlib.util.find_spec(name) else 0)
+"""
+
+
+def test(session: nox.Session, package: str, *needs: str) -> None:
+    """Run a package's tests and the examples in its docstrings, against the installed wheel."""
+    session.install("-c", constraints(session), *needs)
+    session.run(
+        "pytest",
+        "--doctest-modules",
+        "--pyargs",
+        package,
+        f"packages/{package}/tests",
+        *session.posargs,
+    )

@@ -1,0 +1,299 @@
+"""The command line: ``qbench list | run | report``. Every command calls the library and prints."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+
+from qbench import __version__
+from qbench.errors import UserError
+from qbench.table import Scalar, Table, load_table, table_names
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from qbench.executor import Block
+    from qbench.trial import RunFolder
+
+# torch, scikit-learn and matplotlib are imported by the commands that need them: `list` answers at
+# once.
+
+app = typer.Typer(
+    help="Rerun the papers on quadratic networks: every claim beside its measurement.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _complete_table(incomplete: str) -> list[str]:
+    return [name for name in table_names() if name.startswith(incomplete)]
+
+
+TableName = Annotated[
+    str, typer.Argument(help="A table's name; see qbench list.", autocompletion=_complete_table)
+]
+Out = Annotated[Path, typer.Option(help="Folder of the results.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and leave.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Rerun the papers on quadratic networks: every claim beside its measurement."""
+
+
+@app.command("list", epilog="Example: qbench list --json")
+def list_tables(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the tables: what each shows, its axes and its number of trials."""
+    tables = [load_table(name) for name in table_names()]
+    if as_json:
+        typer.echo(json.dumps([_described(table) for table in tables], indent=1))
+        return
+    grid = Grid()
+    grid.add_column("table", no_wrap=True)
+    grid.add_column("what it shows")
+    grid.add_column("trials", justify="right")
+    grid.add_column("left open", no_wrap=True)
+    for table in tables:
+        trials = len(list(table.cells())) * table.seeds
+        what = f"{table.title}\n[dim]{table.paper}: {table.shows}[/dim]"
+        grid.add_row(table.id, what, str(trials), "\n".join(table.unstated))
+    Console().print(grid)
+
+
+def _described(table: Table) -> dict[str, object]:
+    return {
+        "table": table.id,
+        "version": table.version,
+        "title": table.title,
+        "paper": table.paper,
+        "shows": table.shows,
+        "axes": {axis: list(values) for axis, values in table.axes.items()},
+        "defaults": table.defaults,
+        "seeds": table.seeds,
+        "trials": len(list(table.cells())) * table.seeds,
+    }
+
+
+@app.command(epilog="Example: qbench run uci --only dataset=wine,iris --axis scaling=all")
+def run(
+    table: TableName,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds per cell; the table's own number by default.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AXIS=VALUE,…", help="Only these values of an axis; repeatable."),
+    ] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=all|VALUE,…", help="Values of a choice the paper leaves open; repeatable."
+        ),
+    ] = None,
+    out: Out = Path("runs"),
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="An MLflow server to record on, beside runs/mlflow.db.")
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A reduced run, marked as such everywhere.")
+    ] = False,
+) -> None:
+    """Run what is missing of a table, record it in MLflow, and report."""
+    loaded = load_table(table)
+    cells = list(
+        loaded.cells(
+            _axis_values(loaded, only), _axis_values(loaded, axis, choices=True), reduced=quick
+        )
+    )
+    number = seeds or (loaded.quick.seeds if quick and loaded.quick else loaded.seeds)
+
+    from qbench.trial import RunFolder
+
+    folder = RunFolder(out, loaded, create=True)
+
+    from qbench.executor import check_device, plan, run_blocks
+    from qbench.publish import Publisher, default_uri
+    from qbench.report.files import report_of, write_report
+    from qbench.report.terminal import print_report
+
+    check_device(device)
+    console = Console()
+    reduced = quick and loaded.quick is not None
+    started = time.perf_counter()
+    publisher = Publisher(out, [default_uri(out), *([tracking_uri] if tracking_uri else [])])
+    try:
+        for result in folder.results(cells):
+            publisher.send(folder.result_path(result.key))
+        blocks = plan(folder, cells, number)
+        with _progress(blocks, console) as on_progress:
+            for _, results in run_blocks(folder, blocks, device, on_progress):
+                for result in results:
+                    publisher.send(folder.result_path(result.key))
+        trained = time.perf_counter() - started
+        with console.status("recording the last results in MLflow"):
+            problem = publisher.close()
+    except KeyboardInterrupt:
+        publisher.end()
+        _stopped(folder, sys.argv[1:])
+    trials = sum(len(block.seeds) for block in blocks)
+    recorded = time.perf_counter() - started - trained
+    report, found = report_of(folder, reduced=reduced)
+    page = write_report(report, found, folder)
+    print_report(report, console)
+    console.print(
+        f"{trials} trials run in {trained:.0f} s, {len(cells) * number - trials} were there "
+        f"already; another {recorded:.0f} s until all were in MLflow.\n"
+        f"Report: {page}\nMLflow: mlflow ui --backend-store-uri {default_uri(out)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if problem:
+        typer.echo(
+            f"qbench: not all is recorded in MLflow ({problem}); the results are safe in "
+            f"{folder.path}, and the next run records them.",
+            err=True,
+        )
+
+
+@app.command(epilog="Example: qbench report uci --json")
+def report(
+    table: TableName,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    out: Out = Path("runs"),
+    quick: Annotated[bool, typer.Option("--quick", help="Report the reduced run.")] = False,
+) -> None:
+    """Report what has been run of a table: claims, means, tests and figures."""
+    loaded = load_table(table)
+
+    from qbench.report.files import report_of, write_report
+    from qbench.report.numbers import to_json
+    from qbench.report.terminal import print_report
+    from qbench.trial import RunFolder
+
+    folder = RunFolder(out, loaded)
+    reduced = quick and loaded.quick is not None
+    made, results = report_of(folder, reduced=reduced)
+    if as_json:
+        typer.echo(json.dumps(to_json(made), indent=1, ensure_ascii=False, allow_nan=False))
+        return
+    page = write_report(made, results, folder)
+    console = Console()
+    print_report(made, console)
+    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+
+
+def _axis_values(
+    table: Table, options: Sequence[str] | None, *, choices: bool = False
+) -> dict[str, tuple[Scalar, ...]]:
+    """``AXIS=VALUE,…`` options as values by axis; ``all`` stands for every value of a choice."""
+    chosen: dict[str, tuple[Scalar, ...]] = {}
+    for option in options or []:
+        name, equals, text = option.partition("=")
+        if not equals or not text:
+            raise UserError(f"{option!r} is not of the form AXIS=VALUE, e.g. dataset=wine")
+        if choices and name in ("dataset", "model"):
+            raise UserError(
+                f"--axis is for the choices left open; use --only {option} for the grid"
+            )
+        values = table.axes.get(name, ()) if text == "all" else tuple(text.split(","))
+        chosen[name] = (*chosen.get(name, ()), *values)
+    return chosen
+
+
+@contextmanager
+def _progress(blocks: Sequence["Block"], console: Console) -> Iterator["_OnProgress"]:
+    """A bar over all blocks with the trials done and the time left."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    total = sum(len(block.seeds) for block in blocks)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[trials]}/" + f"{total} trials"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=120,
+        disable=not blocks,
+    )
+    with bar:
+        yield _OnProgress(bar, blocks)
+
+
+class _OnProgress:
+    """Turns the fraction of a block that is done into the bar's position."""
+
+    def __init__(self, bar: "Progress", blocks: Iterable["Block"]) -> None:
+        self._bar = bar
+        self._costs = {block: block.cost for block in blocks}
+        self._done: dict[Block, float] = {}
+        self._task = bar.add_task("", total=sum(self._costs.values()), trials=0)
+
+    def __call__(self, block: "Block", fraction: float) -> None:
+        self._done[block] = fraction
+        position = sum(self._costs[b] * share for b, share in self._done.items())
+        trials = sum(len(b.seeds) for b, share in self._done.items() if share >= 1)
+        self._bar.update(self._task, completed=position, description=str(block.cell), trials=trials)
+
+
+def _stopped(folder: "RunFolder", arguments: Sequence[str]) -> None:
+    there = len(list(folder.path.glob("*/result.json")))
+    typer.echo(
+        f"\nqbench: stopped; {there} trials are recorded in {folder.path}. "
+        f"To go on: qbench {' '.join(arguments)}",
+        err=True,
+    )
+    raise typer.Exit(130)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error and exit status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # typer's usage errors share no public base class over the versions; they all format
+        # themselves
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
+            raise
+        _fail(str(format_message()))
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"qbench: {' '.join(message.split())}", err=True)
+    sys.exit(2)

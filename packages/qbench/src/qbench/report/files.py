@@ -1,0 +1,61 @@
+"""A table's report from its run folder, and the files it leaves there."""
+
+import json
+from pathlib import Path
+
+from qbench.errors import UserError
+from qbench.report.numbers import Report, build_report, to_json
+from qbench.table import Cell, Table
+from qbench.trial import Result, RunFolder, write_whole
+
+
+def collect(folder: RunFolder, *, reduced: bool) -> tuple[list[Cell], list[Result]]:
+    """The cells of every combination of choices that has a result, and these results.
+
+    The combination of all defaults comes first; it counts even without results.
+    """
+    table = folder.table
+    every = {name: choice.values for name, choice in table.unstated.items()}
+    cells = list(table.cells(choices=every, reduced=reduced))
+    results = list(folder.results(cells))
+    with_results = {_choices(table, result.axes) for result in results}
+    with_results.add(tuple(table.defaults.values()))
+    return [cell for cell in cells if _choices(table, cell.axes) in with_results], results
+
+
+def report_of(folder: RunFolder, *, reduced: bool = False) -> tuple[Report, list[Result]]:
+    """The report of what the folder holds, and the results behind it.
+
+    Raises ``UserError`` where there is no result yet.
+    """
+    cells, results = collect(folder, reduced=reduced)
+    if not results:
+        quick = " --quick" if reduced else ""
+        raise UserError(
+            f"no results of table {folder.table.id!r} in {str(folder.out)!r}: "
+            f"run qbench run {folder.table.id}{quick} --out {folder.out}"
+        )
+    return build_report(folder.table, cells, results), results
+
+
+def write_report(report: Report, results: list[Result], folder: RunFolder) -> Path:
+    """Write ``report.json``, ``report.html`` and the figures; returns the path of the page.
+
+    Those of a reduced run are called ``report-reduced`` and ``figures-reduced``: they never stand
+    in the place of the full ones.
+    """
+    from qbench.report.figures import figures_of, save_figures
+    from qbench.report.page import write_page
+
+    suffix = "-reduced" if report.reduced else ""
+    text = json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(folder.path / f"report{suffix}.json", text + "\n")
+    figures = figures_of(report, results)
+    save_figures(figures, folder.path / f"figures{suffix}")
+    page = folder.path / f"report{suffix}.html"
+    write_page(report, figures, page)
+    return page
+
+
+def _choices(table: Table, axes: dict[str, str | float]) -> tuple[str | float, ...]:
+    return tuple(axes[name] for name in table.unstated)

@@ -1,0 +1,226 @@
+"""Verdicts: every way a claim can stand to what was measured, and the numbers around them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from qbench.report.numbers import build_report, to_json
+from qbench.table import Cell, Table, parse_table
+from qbench.trial import Environment, Result
+
+TABLE = """
+id: toy
+version: 1
+title: A toy
+paper: arXiv 0000.00000
+shows: Table 1
+control: linear
+main_metric: test_accuracy
+grid:
+  dataset: [iris]
+  model: {linear: {kind: linear}, rank1: {kind: low_rank, rank: 1}}
+recipe: {epochs: 10}
+unstated:
+  scaling: {default: maxabs, also: [raw, minmax], why: it is not stated}
+seeds: 4
+quick: {epochs: 2, seeds: 2}
+claims:
+"""
+ORDER = "  - {order: [linear, rank1], by: test_accuracy, per: dataset, source: S}\n"
+LOSS = "  - {order: [linear, rank1], by: train_loss, per: dataset, source: S}\n"
+CLOSE = "  - {close: [linear, rank1], by: test_accuracy, within: 1.0, per: dataset, source: S}\n"
+VALUE = "  - {cell: {model: rank1}, metric: test_accuracy, value: 90, spread: 0.5, source: S}\n"
+RISES = "  - {rises: test_accuracy, per: dataset, source: S}\n"
+LIMIT = "  - {limit: test_accuracy, to: 90.0, within: 1.0, per: dataset, source: S}\n"
+
+
+def table(claims: str) -> Table:
+    return parse_table(TABLE + claims, "toy.yaml")
+
+
+def result(cell: Cell, seed: int, accuracy: float | None, **changes: Any) -> Result:
+    history = {
+        "test_accuracy": (10.0, accuracy or 0.0),
+        "train_loss": (1.0, 100 - (accuracy or 0.0)),
+    }
+    facts: dict[str, Any] = {
+        "key": cell.trial_key(seed),
+        "table": cell.table.id,
+        "version": cell.table.version,
+        "axes": cell.axes,
+        "seed": seed,
+        "resolved": cell.resolved,
+        "reduced": cell.reduced,
+        "status": "finished" if accuracy is not None else "diverged",
+        "diverged_at": None if accuracy is not None else 7 + seed,
+        "parameters": 12,
+        "metrics": {k: v[-1] if accuracy is not None else None for k, v in history.items()},
+        "step": (0, 10),
+        "history": history,
+        "snapshots": {},
+        "environment": Environment(
+            commit="c0ffee",
+            versions={"torch": "2"},
+            hardware={"cpu": "a cpu", "cores": 2},
+            threads=2,
+            device="cpu",
+            started=1000.0 + hash(cell.key) % 1000,
+            seconds=2.0,
+            block=(0, 1, 2, 3),
+        ),
+    }
+    return Result.model_validate({**facts, **changes})
+
+
+def results(
+    made: Table,
+    linear: Sequence[float | None],
+    rank1: Sequence[float | None],
+    *,
+    reduced: bool = False,
+    scaling: str = "maxabs",
+) -> tuple[list[Cell], list[Result]]:
+    cells = list(made.cells(choices={"scaling": (scaling,)}, reduced=reduced))
+    values = {"linear": linear, "rank1": rank1}
+    found = [
+        result(cell, seed, accuracy)
+        for cell in cells
+        for seed, accuracy in enumerate(values[str(cell.axes["model"])])
+    ]
+    return cells, found
+
+
+@pytest.mark.parametrize(
+    ("claims", "linear", "rank1", "verdict", "why"),
+    [
+        (ORDER, [80, 81, 80, 82], [90, 91, 91, 90], "holds", "80.75 < 90.50, p = "),
+        (ORDER, [80, 90, 80, 90], [81, 82, 95, 86], "not decided", "85.00 < 86.00, p = 0."),
+        (ORDER, [90, 91, 90, 92], [80, 81, 80, 82], "does not hold", "measured 90.75 and 80.75"),
+        (ORDER, [90, 90, 90, 90], [90, 90, 90, 90], "does not hold", "measured 90.00 and 90.00"),
+        (ORDER, [80], [90], "not decided", "80.00 < 90.00, too few seeds to test"),
+        (ORDER, [80, 80], [], "not tested", "no results for rank1"),
+        (ORDER, [80, 80], [90, None], "does not hold", "rank1 diverged in 1 of 2"),
+        (LOSS, [80, 81, 80, 82], [90, 91, 91, 90], "holds", "19.2500 > 9.5000, p = "),
+        (CLOSE, [90.0, 91.0], [90.5, 90.6], "holds", "90.50 and 90.55: 0.05 apart"),
+        (CLOSE, [90.0, 91.0], [95.0, 95.0], "does not hold", "90.50 and 95.00: 4.50 apart"),
+        (VALUE, [], [89.6, 89.8], "holds", "measured 89.70"),
+        (VALUE, [], [89.0, 89.2], "does not hold", "measured 89.10"),
+        (RISES, [80], [90], "holds", "never falls between recorded steps"),
+        (RISES, [80], [5], "does not hold", "falls at step 10"),
+        (LIMIT, [89.5], [90.5], "holds", "ends at "),
+        (LIMIT, [89.5], [95], "does not hold", "ends at 95.0000"),
+    ],
+)
+def test_a_claim_gets_its_verdict(
+    claims: str, linear: list[float], rank1: list[float], verdict: str, why: str
+) -> None:
+    made = table(claims)
+    (claim,) = build_report(made, *results(made, linear, rank1)).claims
+    assert claim.verdict == verdict
+    assert claim.why.startswith(why)
+    assert claim.choices == {"scaling": "maxabs"}
+
+
+def test_a_reduced_run_decides_nothing_and_says_so() -> None:
+    made = table(ORDER)
+    report = build_report(made, *results(made, [80, 81], [90, 91], reduced=True))
+    assert report.reduced
+    assert report.claims[0].verdict == "not tested"
+    assert report.claims[0].why.startswith("reduced run: ")
+    assert report.notes[0].startswith("REDUCED RUN: 2 steps instead of 10 and 2 seeds instead of 4")
+    assert report.commands == ["qbench run toy --quick"]
+
+
+def test_a_diverged_trial_is_counted_and_never_in_a_mean() -> None:
+    made = table(ORDER)
+    report = build_report(made, *results(made, [80, 81, 82, 83], [90, None, 92, None]))
+    cell = report.cells[1]
+    assert (cell.mean, cell.n, cell.diverged, cell.diverged_at) == (91.0, 2, 2, (8, 10))
+    assert any(note.startswith("2 of 8 trials diverged") for note in report.notes)
+
+
+def test_all_diverged_leaves_no_mean() -> None:
+    made = table(ORDER)
+    report = build_report(made, *results(made, [80, 81, 82, 83], [None] * 4))
+    cell = report.cells[1]
+    assert (cell.mean, cell.std, cell.n, cell.diverged, cell.p_value) == (None, None, 0, 4, None)
+
+
+def test_a_partial_run_cannot_be_taken_for_a_full_one() -> None:
+    made = table(ORDER)
+    report = build_report(made, *results(made, [80, 81, 82, 83], [90]))
+    assert (report.recorded, report.expected) == (5, 8)
+    assert "PARTIAL: 5 of 8 trials are recorded." in report.notes
+    more_seeds = build_report(made, *results(made, [80] * 6, [90]))
+    assert (more_seeds.recorded, more_seeds.expected) == (7, 10)
+
+
+def test_what_the_outcome_depends_on_is_said_with_the_command_for_the_rest() -> None:
+    made = table(ORDER)
+    note = build_report(made, *results(made, [80] * 4, [90] * 4)).notes[0]
+    assert note == (
+        "The outcome depends on scaling: it is not stated. Shown: maxabs; for the rest "
+        "(raw, minmax): qbench run toy --axis scaling=all"
+    )
+
+
+def test_every_choice_gets_its_own_verdict_and_its_own_correction() -> None:
+    made = table(ORDER)
+    cells, found = results(made, [80, 81, 80, 82], [90, 91, 91, 90])
+    others, more = results(made, [95, 96, 95, 96], [90, 91, 91, 90], scaling="raw")
+    report = build_report(made, cells + others, found + more)
+    assert [(c.choices["scaling"], c.verdict) for c in report.claims] == [
+        ("maxabs", "holds"),
+        ("raw", "does not hold"),
+    ]
+    assert report.choices == {"scaling": ["maxabs", "raw"]}
+    assert report.commands == ["qbench run toy --axis scaling=maxabs,raw"]
+    alone = build_report(made, cells, found)
+    assert alone.cells[1].p_value == report.cells[1].p_value
+
+
+def test_the_claimed_value_stands_beside_the_measured_one() -> None:
+    made = table(VALUE)
+    cell = build_report(made, *results(made, [80] * 4, [89.0, 89.5, 90.0, 90.5])).cells[1]
+    assert cell.claim is not None
+    assert (cell.claim.value, cell.claim.spread, cell.claim.source) == (90.0, 0.5, "S")
+    assert cell.mean == 89.75
+    assert cell.difference == 9.75
+
+
+def test_the_seconds_of_a_block_are_counted_once() -> None:
+    made = table(ORDER)
+    report = build_report(made, *results(made, [80] * 4, [90] * 4))
+    assert [cell.seconds for cell in report.cells] == [2.0, 2.0]
+
+
+def test_the_json_has_the_fields_that_others_rely_on() -> None:
+    made = table(VALUE)
+    found = to_json(build_report(made, *results(made, [80] * 4, [90.0, 90.5, 89.5, 90.0])))
+    assert {
+        "table",
+        "version",
+        "reduced",
+        "commit",
+        "hardware",
+        "versions",
+        "cells",
+        "claims",
+    } <= set(found)
+    cell = {
+        "axes",
+        "metric",
+        "mean",
+        "std",
+        "n",
+        "diverged",
+        "interval95",
+        "p_value",
+        "claim",
+        "seconds",
+    }
+    assert cell <= set(found["cells"][0])
+    assert found["cells"][1]["axes"] == {"dataset": "iris", "model": "rank1", "scaling": "maxabs"}
+    assert found["cells"][1]["claim"] == {"value": 90.0, "spread": 0.5, "source": "S"}
+    assert {"text", "source", "choices", "verdict"} <= set(found["claims"][0])

@@ -1,0 +1,179 @@
+"""The command line, as a user meets it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qbench import __version__
+
+
+def qbench(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "qbench", *arguments],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "140", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a reduced run of two datasets."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = qbench(
+        "run",
+        "uci",
+        "--quick",
+        "--only",
+        "dataset=wine,iris",
+        "--only",
+        "model=linear,rank1",
+        "--out",
+        str(folder),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "12 trials run" in done.stdout
+    assert "REDUCED RUN" in done.stdout
+    return folder
+
+
+def test_list_names_every_table_and_answers_within_a_second() -> None:
+    qbench("list")  # compiles
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = qbench("list")
+        times.append(time.perf_counter() - started)
+        assert "uci" in done.stdout
+        assert "xor" in done.stdout
+    assert min(times) < 1.0
+
+
+def test_list_as_json_has_the_axes() -> None:
+    uci, xor = json.loads(qbench("list", "--json").stdout)
+    assert (uci["table"], uci["trials"], xor["table"]) == ("uci", 440, "xor")
+    assert uci["axes"]["scaling"] == ["maxabs", "raw", "minmax", "standard"]
+
+
+def test_list_and_the_report_import_no_mlflow_and_list_no_torch() -> None:
+    code = (
+        "import sys; from qbench.cli import app; app(['list'], standalone_mode=False); "
+        "sys.exit(str({'torch', 'mlflow', 'sklearn'} & set(sys.modules)) if "
+        "{'torch', 'mlflow', 'sklearn'} & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    code = (
+        "import sys; import qbench.report.files, qbench.report.terminal, qbench.report.page; "
+        "sys.exit('mlflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+
+
+def test_version_and_the_entry_point() -> None:
+    assert qbench("--version").stdout == f"qbench {__version__}\n"
+    script = Path(sys.executable).with_name("qbench")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"qbench {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["list", "run", "report"])
+def test_help_shows_a_real_example(command: str) -> None:
+    done = qbench(command, "--help")
+    assert f"Example: qbench {command}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "ucci"], "unknown table 'ucci': did you mean 'uci'? Allowed: uci, xor"),
+        (["report", "xxor"], "unknown table 'xxor': did you mean 'xor'?"),
+        (["rn", "uci"], "No such command 'rn'"),
+        (["run", "uci", "--seed", "3"], "No such option: --seed"),
+        (["run", "uci", "--seeds", "0"], "Invalid value for '--seeds'"),
+        (["run", "uci", "--device", "tpu"], "Invalid value for '--device'"),
+        (
+            ["run", "uci", "--only", "dataset=whine"],
+            "unknown dataset 'whine': did you mean 'wine'?",
+        ),
+        (["run", "uci", "--only", "datset=wine"], "unknown axis 'datset': did you mean 'dataset'?"),
+        (["run", "uci", "--only", "wine"], "'wine' is not of the form AXIS=VALUE"),
+        (["run", "uci", "--axis", "scaling=max"], "unknown scaling 'max'"),
+        (["run", "uci", "--axis", "dataset=wine"], "use --only dataset=wine for the grid"),
+        (["run", "uci", "--out", "/dev/null/runs"], "cannot write to '/dev/null/runs'"),
+        (["report", "uci", "--out", "nowhere"], "no results of table 'uci' in 'nowhere'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_status_2(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = qbench(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("qbench: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_leaves_results_a_report_figures_and_a_store(out: Path) -> None:
+    assert len(list((out / "uci").glob("*/result.json"))) == 12
+    assert (out / "mlflow.db").stat().st_size > 0
+    folder = out / "uci"
+    assert (folder / "report-reduced.html").read_text().startswith("<!doctype html>")
+    assert json.loads((folder / "report-reduced.json").read_text())["reduced"] is True
+    assert {path.suffix for path in (folder / "figures-reduced").iterdir()} == {".png", ".svg"}
+    assert not (folder / "report.html").exists()
+
+
+def test_a_second_run_finds_everything_there(out: Path) -> None:
+    done = qbench(
+        "run",
+        "uci",
+        "--quick",
+        "--only",
+        "dataset=wine,iris",
+        "--only",
+        "model=linear,rank1",
+        "--out",
+        str(out),
+    )
+    assert done.returncode == 0
+    assert "0 trials run" in done.stdout
+    assert "12 were there already" in done.stdout
+
+
+def test_the_report_as_json_is_the_file(out: Path) -> None:
+    done = qbench("report", "uci", "--quick", "--json", "--out", str(out))
+    assert json.loads(done.stdout) == json.loads((out / "uci" / "report-reduced.json").read_text())
+
+
+def test_a_full_report_is_not_made_from_a_reduced_run(out: Path) -> None:
+    done = qbench("report", "uci", "--out", str(out))
+    assert done.returncode == 2
+    assert "no results of table 'uci'" in done.stderr
+    assert "--quick" in done.stderr
+
+
+def test_completion_offers_tables() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("qbench")],
+        env={
+            **os.environ,
+            "_QBENCH_COMPLETE": "complete_bash",
+            "COMP_WORDS": "qbench run u",
+            "COMP_CWORD": "2",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["uci"]

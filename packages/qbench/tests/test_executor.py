@@ -1,0 +1,149 @@
+"""Blocks: only what is missing is run, one process at a time, and a kill loses no finished
+result."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from qbench.errors import UserError
+from qbench.executor import Block, check_device, plan, run_blocks
+from qbench.table import Cell, load_table
+from qbench.trial import RunFolder
+
+UCI = load_table("uci")
+ONLY = {"dataset": ("iris",), "model": ("linear", "rank1")}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path, UCI, create=True)
+
+
+def cells() -> list[Cell]:
+    return list(UCI.cells(ONLY, reduced=True))
+
+
+def finish(folder: RunFolder, seeds: int) -> int:
+    blocks = plan(folder, cells(), seeds)
+    return sum(len(results) for _, results in run_blocks(folder, blocks))
+
+
+def test_a_second_run_does_only_what_is_missing(folder: RunFolder) -> None:
+    assert finish(folder, 2) == 4
+    before = {r.key: r for r in folder.results(cells())}
+    assert finish(folder, 2) == 0
+    assert [block.seeds for block in plan(folder, cells(), 5)] == [(2, 3, 4)] * 2
+    assert finish(folder, 5) == 6
+    after = {r.key: r for r in folder.results(cells())}
+    assert len(after) == 10
+    assert before.items() <= after.items()
+    assert {r.environment.block for r in after.values()} == {(0, 1), (2, 3, 4)}
+
+
+def test_a_lost_result_is_run_again_to_the_same_figures(folder: RunFolder) -> None:
+    finish(folder, 2)
+    first = list(folder.results(cells()))
+    folder.result_path(first[1].key).unlink()
+    assert finish(folder, 2) == 1
+    second = list(folder.results(cells()))
+    assert second[1].environment.block == (first[1].seed,)
+    assert second[1].metrics["train_loss"] == pytest.approx(
+        first[1].metrics["train_loss"], rel=1e-4
+    )
+
+
+def test_progress_ends_at_one(folder: RunFolder) -> None:
+    seen: list[tuple[Block, float]] = []
+    blocks = plan(folder, cells(), 1)
+    for _ in run_blocks(folder, blocks, on_progress=lambda *event: seen.append(event)):
+        pass
+    for block in blocks:
+        fractions = [fraction for other, fraction in seen if other is block]
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1.0
+
+
+def test_a_block_that_another_process_runs_is_left_for_later(folder: RunFolder) -> None:
+    first, second = plan(folder, cells(), 1)
+    order: list[Block] = []
+    held = threading.Event()
+
+    def hold() -> None:
+        with folder.lock(first.cell):
+            held.set()
+            time.sleep(3.0)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    started = time.monotonic()
+    for block, results in run_blocks(folder, [first, second]):
+        order.append(block)
+        assert len(results) == 1
+    holder.join()
+    assert order == [second, first]
+    assert time.monotonic() - started >= 2.0
+
+
+def test_what_another_process_finished_meanwhile_is_not_run_again(folder: RunFolder) -> None:
+    blocks = plan(folder, cells(), 1)
+    finish(folder, 1)
+    assert [len(results) for _, results in run_blocks(folder, blocks)] == [0, 0]
+
+
+def test_the_cost_orders_blocks_as_the_clock_does() -> None:
+    def cost(dataset: str, model: str, seeds: int) -> float:
+        (cell,) = UCI.cells({"dataset": (dataset,), "model": (model,)})
+        return Block(cell, tuple(range(seeds))).cost
+
+    assert cost("digits", "dense", 10) > cost("digits", "rank1", 10) > cost("iris", "dense", 10)
+    assert cost("iris", "linear", 10) < 10 * cost("iris", "linear", 1)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    check_device("cpu")
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(UserError, match="--device cuda: torch sees no CUDA device"):
+        check_device("cuda")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_killed_run_leaves_a_folder_from_which_the_next_goes_on(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
+    # Full blocks, so that the signal falls into training; the results of ended blocks must survive.
+    command = [sys.executable, "-m", "qbench", "run", "uci", "--out", str(tmp_path)]
+    command += ["--only", "dataset=iris,wine", "--seeds", "2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    folder = tmp_path / "uci"
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*/result.json"))) < 6:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, sent)
+    _, errors = process.communicate(timeout=60)
+    there = {path: path.read_bytes() for path in folder.glob("*/result.json")}
+    assert 6 <= len(there) < 44
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"{len(there)} trials are recorded" in errors
+        assert "Traceback" not in errors
+    run_folder = RunFolder(tmp_path, UCI, create=True)
+    wanted = list(UCI.cells({"dataset": ("iris", "wine")}))
+    remaining = plan(run_folder, wanted, 2)
+    assert sum(len(block.seeds) for block in remaining) == 44 - len(there)
+    for _, results in run_blocks(run_folder, remaining[:2]):
+        assert results
+    assert {path: path.read_bytes() for path in there} == there

@@ -1,0 +1,73 @@
+"""Statistics against scipy, textbook values and their own laws."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from qbench.report.statistics import compare_paired, holm, summarize
+
+numbers = st.floats(-100, 100).map(lambda x: round(x, 3))
+
+
+@given(st.lists(numbers, min_size=2, max_size=20))
+def test_a_summary_is_mean_deviation_and_students_interval(values: list[float]) -> None:
+    summary = summarize(values)
+    assert summary is not None
+    assert summary.n == len(values)
+    assert summary.mean == pytest.approx(sum(values) / len(values))
+    assert summary.std == pytest.approx(np.std(values, ddof=1))
+    assert summary.interval95 is not None
+    low, high = summary.interval95
+    assert (low + high) / 2 == pytest.approx(summary.mean, abs=1e-9)
+    if np.std(values) > 1e-6:
+        expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert (low, high) == pytest.approx(expected)
+
+
+def test_one_value_has_no_spread_and_none_has_no_summary() -> None:
+    one = summarize([3.0])
+    assert one is not None
+    assert (one.mean, one.std, one.n, one.interval95) == (3.0, None, 1, None)
+    assert summarize([]) is None
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=3, max_size=12))
+def test_a_comparison_is_the_paired_t_test(pairs: list[tuple[float, float]]) -> None:
+    first, second = ({i: pair[k] for i, pair in enumerate(pairs)} for k in (0, 1))
+    comparison = compare_paired(first, second)
+    assert comparison is not None
+    differences = np.array([a - b for a, b in pairs])
+    assert comparison.difference == pytest.approx(differences.mean())
+    if np.ptp(differences) > 1e-6:
+        expected = stats.ttest_rel(list(first.values()), list(second.values())).pvalue
+        assert comparison.p_value == pytest.approx(expected)
+
+
+def test_only_seeds_that_both_have_are_compared() -> None:
+    comparison = compare_paired({0: 1.0, 1: 2.0, 5: 9.0}, {1: 1.0, 5: 7.0, 8: 0.0})
+    assert comparison is not None
+    assert (comparison.n, comparison.difference) == (2, 1.5)
+    assert compare_paired({0: 1.0}, {0: 2.0}) is None
+    assert compare_paired({0: 1.0, 1: 1.0}, {2: 2.0, 3: 2.0}) is None
+
+
+def test_equal_differences_are_decided_without_a_test() -> None:
+    same, shifted = {0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0}
+    assert compare_paired(same, same) is not None
+    assert [compare_paired(a, same).p_value for a in (same, shifted)] == [1.0, 0.0]  # type: ignore[union-attr]
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_is_its_definition(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    order = np.argsort(p_values, kind="stable")
+    m = len(p_values)
+    for position, index in enumerate(order):
+        steps = [min(1.0, (m - j) * p_values[order[j]]) for j in range(position + 1)]
+        assert adjusted[index] == pytest.approx(max(steps))
+    assert all(p <= a <= 1 for p, a in zip(p_values, adjusted, strict=True))
+    assert not any(math.isnan(a) for a in adjusted)

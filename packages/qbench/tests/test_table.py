@@ -1,0 +1,132 @@
+"""Tables are data: every file is validated here, and nothing is trained."""
+
+import pytest
+
+from qbench.errors import UserError
+from qbench.table import Cell, identity, load_table, parse_table, table_names
+
+GOOD = """
+id: toy
+version: 1
+title: A toy
+paper: arXiv 0000.00000
+shows: Table 1
+control: linear
+main_metric: test_accuracy
+grid:
+  dataset: [iris]
+  model: {linear: {kind: linear}, rank1: {kind: low_rank, rank: 1}}
+recipe: {lr: 0.01, epochs: 10, test_fraction: 0.2}
+unstated:
+  scaling: {default: maxabs, also: [raw], why: not stated}
+seeds: 2
+claims:
+  - {order: [linear, rank1], by: test_accuracy, per: dataset, source: Table 1}
+"""
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_every_table_file_is_valid_and_named_after_its_id(name: str) -> None:
+    table = load_table(name)
+    assert table.id == name
+    cells = list(table.cells())
+    assert len(cells) == len(table.grid.dataset) * len(table.grid.model)
+    assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_uci_is_the_supplements_recipe_with_440_trials() -> None:
+    table = load_table("uci")
+    assert len(list(table.cells())) * table.seeds == 440
+    assert table.axes["scaling"] == ("maxabs", "raw", "minmax", "standard")
+    assert (table.recipe.lr, table.recipe.epochs, table.recipe.test_fraction) == (0.01, 1000, 0.2)
+    everything = list(table.cells(choices={"scaling": table.axes["scaling"]}))
+    assert len(everything) == 4 * 44
+
+
+def test_xor_starts_from_the_papers_vectors_and_keeps_its_steps() -> None:
+    table = load_table("xor")
+    assert table.grid.model["rank1"].start == {"factors": [[[1.0, 0.0]], [[0.0, 1.0]]]}
+    assert table.recipe.snapshots == (0, 12, 36, 84, 396)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("lr: 0.01", "lrr: 0.01", "recipe: unknown key 'lrr': did you mean 'lr'?"),
+        ("seeds: 2", "seedz: 2", "unknown key 'seedz': did you mean 'seeds'?"),
+        ("kind: linear", "kind: linaer", "Input should be 'linear', 'dense' or 'low_rank'"),
+        ("kind: low_rank, rank: 1", "kind: low_rank", "rank belongs to kind low_rank"),
+        ("kind: linear", "kind: linear, affine: true", "affine belongs to quadratic forms"),
+        ("control: linear", "control: lineal", "unknown model 'lineal': did you mean 'linear'?"),
+        ("order: [linear, rank1]", "order: [linear, rank9]", "unknown model 'rank9'"),
+        ("  scaling: {", "  scalingg: {", "unknown choice 'scalingg': did you mean 'scaling'?"),
+        ("also: [raw]", "also: [rawish]", "Input should be 'raw', 'maxabs', 'minmax'"),
+        ("dataset: [iris]", "dataset: [irish]", "Input should be 'iris'"),
+        ("epochs: 10", "epochs: 0", "recipe.epochs: Input should be greater than or equal to 1"),
+        ("id: toy", "id: ../toy", "id: String should match pattern"),
+        ("id: toy", "id: [", "toy.yaml is not YAML"),
+        ("id: toy", "id: !!python/object/apply:os.system [true]", "toy.yaml is not YAML"),
+    ],
+)
+def test_a_mistake_in_a_table_is_one_sentence_that_names_it(
+    old: str, new: str, message: str
+) -> None:
+    assert GOOD.count(old) >= 1
+    with pytest.raises(UserError) as caught:
+        parse_table(GOOD.replace(old, new, 1), "toy.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_identity_depends_on_what_decides_the_result_and_on_nothing_else() -> None:
+    table = parse_table(GOOD, "toy.yaml")
+    cell = next(table.cells())
+    again = next(parse_table(GOOD.replace("A toy", "Another title"), "toy.yaml").cells())
+    assert cell.trial_key(0) == again.trial_key(0)
+    spelled_out = GOOD.replace("lr: 0.01", "optimizer: sgd, lr: 0.01, init_scale: 1.0")
+    assert next(parse_table(spelled_out, "toy.yaml").cells()).trial_key(0) == cell.trial_key(0)
+    keys = {cell.trial_key(seed) for seed in range(3)}
+    for old, new in [("version: 1", "version: 2"), ("lr: 0.01", "lr: 0.02"), ("id: toy", "id: t")]:
+        keys.add(next(parse_table(GOOD.replace(old, new), "toy.yaml").cells()).trial_key(0))
+    keys.add(Cell(table, {**cell.axes, "scaling": "raw"}).trial_key(0))
+    assert len(keys) == 7
+
+
+def test_identity_is_the_same_in_every_release() -> None:
+    # a change here would make every recorded result be run again
+    assert identity("uci", 1, {"b": 2.0, "a": [1, "x"]}) == "dabb6fc77a6957f1"
+
+
+def test_cells_can_be_restricted_and_choices_widened() -> None:
+    table = load_table("uci")
+    cells = list(
+        table.cells({"dataset": ("wine",), "model": ("linear",)}, {"init_scale": ("0.1",)})
+    )
+    assert [cell.axes for cell in cells] == [
+        {"dataset": "wine", "model": "linear", "scaling": "maxabs", "init_scale": 0.1}
+    ]
+    assert cells[0].recipe.init_scale == 0.1
+
+
+def test_a_reduced_cell_is_another_trial() -> None:
+    table = load_table("uci")
+    full, reduced = next(table.cells()), next(table.cells(reduced=True))
+    assert reduced.reduced
+    assert reduced.recipe.epochs == 100
+    assert full.trial_key(0) != reduced.trial_key(0)
+    assert not next(load_table("xor").cells(reduced=True)).reduced
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ({"dataset": ("whine",)}, "unknown dataset 'whine': did you mean 'wine'?"),
+        ({"datasets": ("wine",)}, "unknown axis 'datasets': did you mean 'dataset'?"),
+        ({"init_scale": ("7",)}, "unknown init_scale '7'"),
+    ],
+)
+def test_an_unknown_cell_is_named_with_its_near_match(
+    only: dict[str, tuple[str, ...]], message: str
+) -> None:
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        list(load_table("uci").cells(only))

@@ -1,0 +1,58 @@
+"""What stands on the terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from qbench.executor import plan, run_blocks
+from qbench.report.files import report_of
+from qbench.report.terminal import print_report
+from qbench.table import load_table
+from qbench.trial import RunFolder
+
+UCI = load_table("uci")
+ONLY = {"dataset": ("wine",), "model": ("linear", "rank1", "dense")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    made = RunFolder(tmp_path_factory.mktemp("runs"), UCI, create=True)
+    cells = UCI.cells(ONLY, {"scaling": ("maxabs", "raw")}, reduced=True)
+    for _ in run_blocks(made, plan(made, cells, 2)):
+        pass
+    return made
+
+
+def printed(folder: RunFolder, width: int) -> str:
+    report, _ = report_of(folder, reduced=True)
+    console = Console(width=width, file=io.StringIO(), no_color=True)
+    print_report(report, console)
+    return console.file.getvalue()
+
+
+def test_claim_and_measurement_stand_side_by_side(folder: RunFolder) -> None:
+    report, _ = report_of(folder, reduced=True)
+    text = printed(folder, 140)
+    for cell in report.cells:
+        if cell.mean is not None and cell.std is not None:
+            assert f"{cell.mean:.1f} ± {cell.std:.1f}" in text
+    assert "test accuracy above linear" in text
+    assert "REDUCED RUN" in text
+    assert "PARTIAL" in text
+
+
+def test_divergence_is_shown_in_place_of_the_mean(folder: RunFolder) -> None:
+    assert "2 of 2 diverged at step" in printed(folder, 140)
+
+
+def test_choices_stand_side_by_side(folder: RunFolder) -> None:
+    text = printed(folder, 140)
+    assert "What the paper leaves open decides: test accuracy by scaling" in text
+    assert "maxabs" in text
+    assert "raw" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_no_line_is_wider_than_the_terminal(folder: RunFolder, width: int) -> None:
+    assert max(len(line) for line in printed(folder, width).splitlines()) <= width

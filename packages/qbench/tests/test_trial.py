@@ -1,0 +1,84 @@
+"""Results are written whole or not at all, and only results are read."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from qbench.errors import UserError
+from qbench.executor import plan, run_blocks
+from qbench.table import load_table
+from qbench.trial import RunFolder, commit, read_result, write_whole
+
+XOR = load_table("xor")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path / "runs with ünïcode", XOR, create=True)
+    for _ in run_blocks(made, plan(made, XOR.cells(), 1)):
+        pass
+    return made
+
+
+def test_a_result_survives_its_file(folder: RunFolder) -> None:
+    (result,) = folder.results(XOR.cells())
+    path = folder.result_path(result.key)
+    assert path == folder.out / "xor" / result.key / "result.json"
+    assert read_result(path) == result
+    assert folder.write(result).read_text() == path.read_text()
+
+
+def test_a_result_says_where_it_was_made(folder: RunFolder) -> None:
+    (result,) = folder.results(XOR.cells())
+    environment = result.environment
+    assert environment.hardware["cores"] == os.cpu_count()
+    assert environment.versions["torch"]
+    assert environment.block == (0,)
+    assert environment.seconds > 0
+    assert environment.commit == commit()
+    assert result.resolved["recipe"]["lr"] == 0.1
+
+
+def test_a_file_that_is_no_result_is_named_with_the_way_out(folder: RunFolder) -> None:
+    (result,) = folder.results(XOR.cells())
+    path = folder.result_path(result.key)
+    whole = path.read_text()
+    newer = json.dumps({**json.loads(whole), "from_the_future": 1})
+    for text in (whole[: len(whole) // 2], "", "[]", "\0", newer):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"result\.json is not a result .* run again"):
+            list(folder.results(XOR.cells()))
+
+
+def test_foreign_files_in_the_folder_are_left_alone(folder: RunFolder) -> None:
+    (folder.path / "notes").mkdir()
+    (folder.path / "notes" / "mine.txt").write_text("keep")
+    (folder.path / "result.json").write_text("not ours")
+    assert len(list(folder.results(XOR.cells()))) == 1
+    assert (folder.path / "notes" / "mine.txt").read_text() == "keep"
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    write_whole(path, "old")
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "proc"])
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    blocker = tmp_path / "blocker"
+    blocker.write_text("")
+    out = {"file": blocker, "below a file": blocker / "runs", "proc": Path("/proc/runs")}[kind]
+    with pytest.raises(UserError, match=r"cannot write to .*: choose another folder with --out"):
+        RunFolder(out, XOR, create=True)
+    assert blocker.read_text() == ""
