@@ -2,9 +2,9 @@
 
     uv run python packages/qbench/benchmarks/stacking.py [--pairs 15] [--out stacking.json]
 
-Each pair times a short training of ten stacked seeds and of one seed, one right after the other; the
-figure is the median of the pairs' ratios with its 95 % interval (order statistics). A target is met when
-the interval's lower end is below it.
+Each pair times a short training of ten stacked seeds and of one seed, one right after the other;
+the figure is the median of the pairs' ratios with its 95 % interval (order statistics). A target
+is met when the interval's lower end is below it.
 """
 
 import argparse
@@ -13,15 +13,16 @@ import time
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table as Grid
+from scipy.stats import binom
+
 from qbench.classifier import build_classifier
 from qbench.data import load_problem
 from qbench.loop import train
 from qbench.stack import Stacked
 from qbench.table import Cell, load_table
 from qbench.trial import commit, hardware, versions
-from rich.console import Console
-from rich.table import Table as Grid
-from scipy.stats import binom
 
 SEEDS = 10
 TARGETS = {"iris": 2.5, "wine": 2.5, "wisconsin": 2.5}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from qbench.cli import app
 from qbench.table import load_table
 

@@ -231,6 +231,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run folders")
     parser.add_argument("--to", action="append", required=True, help="tracking URI; repeatable")
     arguments = parser.parse_args()
+    if hasattr(os, "nice"):
+        os.nice(10)  # the training comes first
     failed: dict[str, str] = {}
     unsent: dict[str, list[Result]] = {uri: [] for uri in arguments.to}
     for lines in _batches():

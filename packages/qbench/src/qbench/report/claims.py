@@ -37,11 +37,12 @@ class ClaimReport(Frozen):
     ``verdict``: *holds* and *does not hold* are what was measured; *not decided* is a claimed
     order that the means show and the test does not (p ≥ 0.05, paired, Holm over the claims of
     these choices); *not tested* lacks results. ``models`` are the models it speaks of, ``subject``
-    the one it praises, where there is one, and ``short`` the claim in the fewest words; ``why``
-    gives the figures.
+    the one it praises, where there is one; ``statement`` is the claim for any dataset, ``short``
+    in the fewest words; ``why`` gives the figures.
     """
 
     text: str
+    statement: str
     short: str
     subject: str | None
     source: str
@@ -95,6 +96,7 @@ def judge(
             reports.append(
                 ClaimReport(
                     text=f"{_text(claim)} on {dataset}",
+                    statement=_text(claim),
                     short=_short(claim),
                     subject=_subject(claim),
                     source=claim.source,
@@ -212,8 +214,8 @@ def _subject(claim: Claim) -> str | None:
 
 def _short(claim: Claim) -> str:
     if isinstance(claim, OrderClaim):
-        side = "above" if RISING[claim.by] else "below"
-        return f"{METRIC_WORDS[claim.by]} {side} {claim.order[-2]}"
+        metric = "loss " if claim.by.endswith("loss") else ""
+        return f"{metric}{'>' if RISING[claim.by] else '<'} {claim.order[-2]}"
     if isinstance(claim, CloseClaim):
         return f"within {claim.within:g} of {claim.close[1]}"
     return _text(claim)

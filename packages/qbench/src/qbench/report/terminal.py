@@ -1,7 +1,8 @@
 """The report on the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
@@ -41,7 +42,7 @@ def render(report: Report) -> RenderableType:
             parts.append(_dataset_grid(report, str(dataset), rows))
     if len(combinations) > 1:
         parts.append(_choices_grid(report, combinations))
-    parts.append(_claims_grid(report, combinations))
+    parts += _claims_grids(report, combinations)
     parts.append(Text(_closing(report), style="dim"))
     return Group(*parts)
 
@@ -49,28 +50,28 @@ def render(report: Report) -> RenderableType:
 def _closing(report: Report) -> str:
     cpu = f"{report.hardware.get('cpu', 'unknown processor')}, {report.threads} threads"
     return (
-        "mean ± std over n seeds; Δ and p against the control: paired t-test, Holm over all cells "
-        f"of the same choices.\n{report.recorded} trials, {report.seconds:.0f} s of training on "
+        "mean ± std over n seeds; loss: training; Δ and p against the control: paired t-test, Holm "
+        "over all cells of the same choices.\n"
+        f"✓ holds, ✗ does not hold, ? not decided (p ≥ 0.05), – not tested.\n"
+        f"{report.recorded} trials, {report.seconds:.0f} s of training on "
         f"{report.hardware.get('gpu', cpu)}, torch {report.versions['torch']}."
     )
 
 
 def _dataset_grid(report: Report, dataset: str, cells: Sequence[CellReport]) -> Grid:
     shown = ", ".join(f"{name}={value}" for name, value in _choices(cells[0], report))
-    metric = cells[0].metric.replace("_", " ")
-    unit = " %" if cells[0].metric.endswith("accuracy") else ""
-    grid = Grid(title=f"{dataset} ({shown})", title_justify="left", title_style="bold")
+    metric = cells[0].metric.replace("_", " ") + (
+        " %" if cells[0].metric.endswith("accuracy") else ""
+    )
+    grid = _grid(f"{dataset} ({shown})")
     grid.add_column("model", no_wrap=True)
-    grid.add_column(f"{metric}{unit}", justify="right", no_wrap=True)
+    grid.add_column(metric, justify="right")
     grid.add_column("n", justify="right")
     has_control = any(cell.difference is not None for cell in cells)
     if has_control:
-        grid.add_column("Δ control", justify="right", no_wrap=True)
+        grid.add_column("Δ", justify="right", no_wrap=True)
         grid.add_column("p", justify="right", no_wrap=True)
-    has_loss = any("train_loss" in cell.others for cell in cells)
-    if has_loss:
-        grid.add_column("training loss", justify="right", no_wrap=True)
-    grid.add_column("parameters", justify="right")
+    grid.add_column("loss", justify="right", no_wrap=True)
     grid.add_column("the paper claims")
     for cell in cells:
         row: list[RenderableType] = [str(cell.axes["model"]), _mean(cell), str(cell.n)]
@@ -79,11 +80,15 @@ def _dataset_grid(report: Report, dataset: str, cells: Sequence[CellReport]) -> 
                 "" if cell.difference is None else f"{cell.difference:+.1f}",
                 "" if cell.p_value is None else _p_value(cell.p_value),
             ]
-        if has_loss:
-            loss = cell.others.get("train_loss")
-            row.append("" if loss is None else f"{loss.mean:.3f}")
-        grid.add_row(*row, str(cell.parameters), _claimed(cell, report))
+        loss = cell.others.get("train_loss")
+        grid.add_row(*row, "" if loss is None else f"{loss.mean:.3f}", _claimed(cell, report))
     return grid
+
+
+def _grid(title: str) -> Grid:
+    return Grid(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
 
 
 def _claimed(cell: CellReport, report: Report) -> Text:
@@ -102,11 +107,7 @@ def _claimed(cell: CellReport, report: Report) -> Text:
 def _choices_grid(report: Report, combinations: Sequence[tuple[tuple[str, Scalar], ...]]) -> Grid:
     varied = [name for name, values in report.choices.items() if len(values) > 1]
     metric = report.cells[0].metric.replace("_", " ")
-    grid = Grid(
-        title=f"What the paper leaves open decides: {metric} by {', '.join(varied)}",
-        title_justify="left",
-        title_style="bold",
-    )
+    grid = _grid(f"What the paper leaves open decides: {metric} by {', '.join(varied)}")
     grid.add_column("dataset")
     grid.add_column("model", no_wrap=True)
     for combination in combinations:
@@ -128,24 +129,27 @@ def _choices_grid(report: Report, combinations: Sequence[tuple[tuple[str, Scalar
     return grid
 
 
-def _claims_grid(report: Report, combinations: Sequence[tuple[tuple[str, Scalar], ...]]) -> Grid:
+def _claims_grids(
+    report: Report, combinations: Sequence[tuple[tuple[str, Scalar], ...]]
+) -> Iterator[Grid]:
+    """A grid for each claim: one row per dataset, the verdicts under every combination."""
     varied = [name for name, values in report.choices.items() if len(values) > 1]
-    grid = Grid(title="Claims", title_justify="left", title_style="bold")
-    grid.add_column("claim")
-    for combination in combinations:
-        label = ", ".join(str(value) for name, value in combination if name in varied)
-        grid.add_column(label or "verdict", no_wrap=len(combinations) == 1)
-    if len(combinations) == 1:
-        grid.add_column("measured")
-    texts = dict.fromkeys(claim.text for claim in report.claims)
-    for text in texts:
-        found = {tuple(c.choices.items()): c for c in report.claims if c.text == text}
-        claims = [found.get(combination) for combination in combinations]
-        row: list[RenderableType] = [text, *(_verdict(c, len(claims) == 1) for c in claims)]
-        if len(claims) == 1:
-            row.append(claims[0].why if claims[0] else "")
-        grid.add_row(*row)
-    return grid
+    alone = len(combinations) == 1
+    for statement in dict.fromkeys(claim.statement for claim in report.claims):
+        claims = [claim for claim in report.claims if claim.statement == statement]
+        grid = _grid(f"Claim: {statement}  ({claims[0].source})")
+        grid.add_column("dataset")
+        for combination in combinations:
+            label = ", ".join(str(value) for name, value in combination if name in varied)
+            grid.add_column(label or "verdict")
+        if alone:
+            grid.add_column("measured")
+        by_place = {(claim.dataset, tuple(claim.choices.items())): claim for claim in claims}
+        for dataset in dict.fromkeys(claim.dataset for claim in claims):
+            found = [by_place.get((dataset, combination)) for combination in combinations]
+            row: list[RenderableType] = [str(dataset), *(_verdict(c, alone) for c in found)]
+            grid.add_row(*row, *([found[0].why] if alone and found[0] else []))
+        yield grid
 
 
 def _verdict(claim: ClaimReport | None, in_words: bool) -> Text:
