@@ -13,6 +13,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+
 from qbench.executor import plan, run_blocks
 from qbench.report.figures import (
     accuracy_by_model,
@@ -168,9 +169,16 @@ def test_curves_name_the_models_that_diverged(uci: Made) -> None:
     assert len(crosses) == 1
 
 
-def test_regions_are_what_the_formula_says(xor: Made) -> None:
+# of rank two too: at rank one, the squares and the absolute values decide alike
+@pytest.mark.parametrize("extra", [[], [[0.6, -0.8], [-0.3, 1.1]]], ids=["rank1", "rank2"])
+def test_regions_are_what_the_formula_says(xor: Made, extra: list[list[float]]) -> None:
     _, results = xor
-    result = results[0]
+    snapshots = {
+        step: {"factors": [first + extra[:1], second + extra[1:]]}
+        for step, parameters in results[0].snapshots.items()
+        for first, second in [parameters["factors"]]
+    }
+    result = results[0].model_copy(update={"snapshots": snapshots})
     figure = decision_regions([result])
     assert len(figure.axes) == 5
     for axes, (step, parameters) in zip(figure.axes, result.snapshots.items(), strict=True):

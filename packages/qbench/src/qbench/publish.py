@@ -17,6 +17,7 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -194,10 +195,12 @@ class Publisher:
         command = [sys.executable, "-m", "qbench.publish", "--out", str(out)]
         for uri in uris:
             command += ["--to", uri]
+        # a file, not a pipe: nobody reads while the training runs, and a full pipe would block
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - close() ends it
         self._process = subprocess.Popen(  # noqa: S603 - our own module, arguments as a list
             command,
             stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             stdout=subprocess.DEVNULL,
             text=True,
             start_new_session=True,  # Ctrl-C is for the training; the record of what ended goes on
@@ -216,13 +219,17 @@ class Publisher:
         """Tell it to stop after what it has been sent, without waiting."""
         if self._process.stdin is not None:
             self._process.stdin.close()
+        self._errors.close()
 
     def close(self) -> str:
         """Wait for the last result to be published; returns the reason where one was not."""
-        _, problems = self._process.communicate()
+        self._process.communicate()
+        with self._errors as file:
+            file.seek(0)
+            lines = file.read().decode(errors="replace").strip().splitlines()
         if self._process.returncode == 0:
             return ""
-        return problems.strip().splitlines()[-1] if problems.strip() else "it was ended"
+        return lines[-1] if lines else "it was ended"
 
 
 def main() -> None:

@@ -177,7 +177,7 @@ def learning_curves(report: Report, results: Sequence[Result], metric: Curve) ->
         if lost:
             counts = (f"{count} seeds of {', '.join(of)}" for count, of in lost.items())
             _note_below(axes, f"✕ diverged: {'; '.join(counts)}")
-    handles = [Line2D([], [], label=model, **_line(model)) for model in models]
+    handles = [Line2D([], [], label=_short(model), **_line(model)) for model in models]
     _legend(figure, handles, columns=min(6, len(models)))
     figure.set_label(
         f"{name.capitalize()} along training on {_listed(datasets)}"
@@ -418,6 +418,11 @@ def _listed(names: Sequence[Any]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+def _short(name: str) -> str:
+    """A name that leaves room for the figure."""
+    return name if len(name) <= 24 else f"{name[:23]}…"
+
+
 def _family(model: str) -> str:
     if "affine" in model:
         return "affine form"
@@ -490,7 +495,7 @@ def _style(axes: Axes, title: str, *, xlabel: str = "", ylabel: str = "") -> Non
 def _model_rows(axes: Axes, models: Sequence[str]) -> None:
     for row in range(0, len(models), 2):
         axes.axhspan(row - 0.5, row + 0.5, color=_STRIPE, linewidth=0, zorder=0)
-    axes.set_yticks(range(len(models)), models, color=_INK)
+    axes.set_yticks(range(len(models)), [_short(model) for model in models], color=_INK)
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.tick_params(axis="y", length=0)
@@ -582,7 +587,7 @@ def _accuracy_legend(
                 [],
                 [],
                 color=_FAMILIES["linear"],
-                label=f"control: {control}",
+                label=f"control: {_short(control)}",
                 **(line if len(combinations) == 1 else tick),
             )
         )

@@ -191,10 +191,10 @@ def inline_svg(name: str, figure: Figure) -> Markup:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(\bxlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
-    width, height = (f"{inches * 72:g}" for inches in figure.get_size_inches())
-    svg = re.sub(
-        r'width="[^"]*pt" height="[^"]*pt"', f'width="{width}" height="{height}"', svg, count=1
-    )
+    # never so small that its text cannot be read: its box scrolls then; never blown up either
+    width = 72 * figure.get_size_inches()[0]
+    size = f'style="min-width: {width:.0f}px; max-width: {1.4 * width:.0f}px"'
+    svg = re.sub(r'width="[^"]*pt" height="[^"]*pt"', size, svg, count=1)
     label = escape(figure.get_label())
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))  # noqa: S704
 

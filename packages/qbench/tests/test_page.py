@@ -1,0 +1,337 @@
+"""The page, opened in a real browser."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, sync_playwright
+
+from qbench.executor import plan, run_blocks
+from qbench.report.claims import ClaimReport
+from qbench.report.figures import figures_of
+from qbench.report.numbers import Report, build_report
+from qbench.report.page import claim_rows, format_number, format_p, write_page
+from qbench.table import load_table
+from qbench.trial import Result, RunFolder
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="neither chromium nor google-chrome is installed"
+)
+Made = tuple[Report, list[Result]]
+
+
+def run(out: Path, table_id: str, seeds: int, **chosen) -> Made:
+    table = load_table(table_id)
+    folder = RunFolder(out, table, create=True)
+    cells = list(table.cells(**chosen))
+    for _ in run_blocks(folder, plan(folder, cells, seeds)):
+        pass
+    results = list(folder.results(cells))
+    return build_report(table, cells, results), results
+
+
+@pytest.fixture(scope="module")
+def uci(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Two datasets under two scalings: of raw Wine, the low-rank models diverge."""
+    models = ("linear", "dense", "rank1", "rank4")
+    report, results = run(
+        tmp_path_factory.mktemp("uci"),
+        "uci",
+        3,
+        only={"dataset": ("iris", "wine"), "model": models},
+        choices={"scaling": ("maxabs", "raw")},
+        reduced=True,
+    )
+    verdicts = ("holds", "does not hold", "not decided", "not tested")
+    claims = [
+        claim.model_copy(update={"verdict": verdicts[index % 4]})
+        for index, claim in enumerate(report.claims)
+    ]
+    return report.model_copy(update={"claims": claims}), results
+
+
+@pytest.fixture(scope="module")
+def xor(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return run(tmp_path_factory.mktemp("xor"), "xor", 1)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+class Visit:
+    """A page opened from its file, with all that it asked for and complained about."""
+
+    def __init__(self, browser: Browser, path: Path, **options) -> None:
+        self.page: Page = browser.new_page(**options)
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.page.route("**/*", self._watch)
+        self.page.on("console", lambda message: self.errors.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(path.as_uri())
+
+    def _watch(self, route: Route) -> None:
+        self.requests.append(route.request.url)
+        if route.request.url.startswith("file:"):
+            route.continue_()
+        else:
+            route.abort()
+
+
+def written(made: Made, folder: Path) -> Path:
+    path = folder / "report.html"
+    write_page(made[0], figures_of(*made), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pages(uci: Made, xor: Made, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        "uci": written(uci, tmp_path_factory.mktemp("uci")),
+        "xor": written(xor, tmp_path_factory.mktemp("xor")),
+    }
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["uci", "xor"])
+def test_the_page_asks_for_nothing_else_and_has_no_error(
+    name: str, pages: dict[str, Path], browser: Browser
+) -> None:
+    path = pages[name]
+    visit = Visit(browser, path)
+    assert visit.requests == [path.as_uri()]
+    assert visit.errors == []
+    visit.page.close()
+
+
+@needs_browser
+def test_a_page_that_reaches_for_the_network_would_be_seen(
+    browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.html"
+    path.write_text('<img src="https://example.org/x.png" alt="">', encoding="utf-8")
+    visit = Visit(browser, path)
+    assert visit.requests == [path.as_uri(), "https://example.org/x.png"]
+    assert visit.errors
+    visit.page.close()
+
+
+@needs_browser
+def test_every_claim_stands_with_its_verdicts(
+    uci: Made, pages: dict[str, Path], browser: Browser
+) -> None:
+    report, _ = uci
+    page = Visit(browser, pages["uci"]).page
+    rows = {
+        row.locator("th").inner_text().splitlines()[0]: row
+        for row in page.locator("table.claims tbody tr").all()
+    }
+    assert set(rows) == {claim.text for claim in report.claims}
+    for text, row in rows.items():
+        claims = [claim for claim in report.claims if claim.text == text]
+        assert len(claims) == 2
+        badges = [badge.inner_text()[2:] for badge in row.locator(".badge").all()]
+        assert badges == [claim.verdict for claim in claims]
+        assert [why.inner_text() for why in row.locator(".why").all()] == [c.why for c in claims]
+        assert claims[0].source in row.inner_text()
+    page.close()
+
+
+@needs_browser
+def test_every_mean_and_every_divergence_is_shown(
+    uci: Made, pages: dict[str, Path], browser: Browser
+) -> None:
+    report, _ = uci
+    page = Visit(browser, pages["uci"]).page
+    rows: dict[tuple[str, str, str], str] = {}
+    for table in page.locator("details table").all():
+        dataset, scaling, *_ = (table.locator("caption").text_content() or "").split(", ")
+        for row in table.locator("tbody tr").all():
+            model = (row.locator("th").text_content() or "").split()[0]
+            rows[dataset, scaling, model] = " ".join((row.text_content() or "").split())
+    assert len(rows) == len(report.cells)
+    assert any(cell.diverged for cell in report.cells)
+    for cell in report.cells:
+        scaling = f"scaling = {cell.axes['scaling']}"
+        row = rows[str(cell.axes["dataset"]), scaling, str(cell.axes["model"])]
+        if cell.mean is not None:
+            assert f"{cell.mean:.1f} ± {cell.std:.1f} ({cell.n})" in row
+        if cell.diverged and cell.diverged_at:
+            assert f"{cell.diverged} of {cell.diverged + cell.n} diverged (step" in row
+        if cell.p_value is not None:
+            assert format_p(cell.p_value) in row
+        assert f" {cell.parameters} " in row
+    page.close()
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["uci", "xor"])
+def test_a_phone_scrolls_tables_and_never_the_page(
+    name: str, scheme: str, pages: dict[str, Path], browser: Browser
+) -> None:
+    visit = Visit(browser, pages[name], viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
+    assert visit.page.evaluate("document.body.scrollWidth") <= 390
+    ink, paper = visit.page.evaluate(
+        "(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))"
+    )
+    assert (luminance(ink) < luminance(paper)) == (scheme == "light")
+    visit.page.close()
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast(scheme: str, pages: dict[str, Path], browser: Browser) -> None:
+    page = Visit(browser, pages["uci"], color_scheme=scheme).page
+    pairs = page.evaluate(
+        """[...document.querySelectorAll("header *, section *:not(.plot *), footer *")]
+        .map(element => {
+          let behind = element;
+          const back = () => getComputedStyle(behind).backgroundColor;
+          while (back() === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+          return [getComputedStyle(element).color, back()];
+        })"""
+    )
+    assert len(pairs) > 100
+    for ink, paper in {tuple(pair) for pair in pairs}:
+        low, high = sorted((luminance(ink), luminance(paper)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, paper)
+    page.close()
+
+
+@needs_browser
+def test_tables_and_figures_are_named(uci: Made, pages: dict[str, Path], browser: Browser) -> None:
+    page = Visit(browser, pages["uci"]).page
+    for table in page.locator("table").all():
+        assert table.locator("caption").text_content()
+    assert page.locator("th:not([scope])").count() == 0
+    figures = figures_of(*uci)
+    images = page.locator("svg[role=img]").all()
+    described = [image.get_attribute("aria-label") for image in images]
+    assert described == [figure.get_label() for figure in figures.values()]
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(element => element.id)")
+    assert len(ids) == len(set(ids))
+    page.close()
+
+
+@needs_browser
+def test_hostile_text_stays_text(uci: Made, browser: Browser, tmp_path: Path) -> None:
+    report, results = uci
+    bad = "</title></style><script>document.title='owned'</script><img src=x onerror=alert(1)>"
+    cells = [
+        cell.model_copy(update={"axes": {**cell.axes, "model": bad}})
+        if cell.axes["model"] == "rank4"
+        else cell
+        for cell in report.cells
+    ]
+    update = {
+        "title": bad,
+        "paper": bad,
+        "shows": bad,
+        "notes": [bad],
+        "commands": [bad],
+        "hardware": {"cpu": bad},
+        "cells": cells,
+        "claims": [c.model_copy(update={"text": bad, "why": bad}) for c in report.claims],
+    }
+    hostile = report.model_copy(update=update)
+    path = written((hostile, results), tmp_path)
+    visit = Visit(browser, path)
+    assert visit.page.locator("script, img").count() == 0
+    assert visit.page.locator("h1").inner_text() == bad
+    assert visit.page.title().endswith(bad)
+    assert visit.requests == [path.as_uri()]
+    assert visit.errors == []
+    visit.page.close()
+
+
+def test_the_banner_stands_on_a_reduced_and_on_a_partial_report(uci: Made, tmp_path: Path) -> None:
+    report, _ = uci
+    notes = ["REDUCED RUN: few steps.", "PARTIAL: 1 of 2.", "Something else."]
+    marked = report.model_copy(update={"notes": notes})
+    path = tmp_path / "report.html"
+    write_page(marked, {}, path)
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(r'class="banner"[^>]*>([^<]*)<', text) == notes[:2]
+    assert "<title>REDUCED RUN" in text
+
+
+def test_the_page_says_how_to_run_it_again(uci: Made, pages: dict[str, Path]) -> None:
+    report, _ = uci
+    text = pages["uci"].read_text(encoding="utf-8")
+    assert report.commands[0] in text
+    assert 'href="report.json"' in text
+    for name, why in report.open_choices.items():
+        assert f"<dt>{name}</dt>" in text
+        assert why in text
+
+
+def test_the_same_report_gives_the_same_page(
+    xor: Made, pages: dict[str, Path], tmp_path: Path
+) -> None:
+    assert written(xor, tmp_path).read_bytes() == pages["xor"].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "summary"),
+    [
+        (["holds", "holds", "holds"], "holds for every scaling"),
+        (["holds", "does not hold", "holds"], "holds only for scaling = maxabs, minmax"),
+        (["holds", "not tested", "holds"], "holds for every scaling tested"),
+        (
+            ["not decided", "does not hold", "does not hold"],
+            "holds for no scaling; not decided for scaling = maxabs",
+        ),
+        (["does not hold"] * 3, "holds for no scaling"),
+        (["not tested"] * 3, "not tested for any scaling"),
+        (["holds"], ""),
+    ],
+)
+def test_a_claim_is_summed_up_over_the_choices(
+    uci: Made, verdicts: list[str], summary: str
+) -> None:
+    report, _ = uci
+    scalings = ["maxabs", "raw", "minmax"][: len(verdicts)]
+    cell, claim = report.cells[0], report.claims[0]
+    changed: list[ClaimReport] = [
+        claim.model_copy(
+            update={"verdict": verdict, "choices": {"scaling": scaling, "init_scale": 1.0}}
+        )
+        for verdict, scaling in zip(verdicts, scalings, strict=True)
+    ]
+    cells = [cell.model_copy(update={"axes": {**cell.axes, "scaling": s}}) for s in scalings]
+    choices = {"scaling": scalings, "init_scale": [1.0]}
+    shown = report.model_copy(update={"claims": changed, "cells": cells, "choices": choices})
+    (row,) = claim_rows(shown)
+    assert row.summary == summary
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "text"),
+    [
+        (97.249, "test_accuracy", "97.2"),
+        (-0.04, "test_accuracy", "0.0"),
+        (-13.33, "test_accuracy", "−13.3"),
+        (0.29286, "train_loss", "0.2929"),
+        (154346196.8, "train_loss", "1.54e+08"),
+        (None, "train_loss", "–"),
+    ],
+)
+def test_numbers(value: float | None, metric: str, text: str) -> None:
+    assert format_number(value, metric) == text
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of ``rgb(…)``, as WCAG defines it."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
