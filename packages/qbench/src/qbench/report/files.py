@@ -30,10 +30,11 @@ def report_of(folder: RunFolder, *, reduced: bool = False) -> tuple[Report, list
     """
     cells, results = collect(folder, reduced=reduced)
     if not results:
-        quick = " --quick" if reduced else ""
+        kind, quick = ("reduced results", " --quick") if reduced else ("results", "")
+        other = "" if reduced else " (a reduced run is reported with --quick)"
         raise UserError(
-            f"no results of table {folder.table.id!r} in {str(folder.out)!r}: "
-            f"run qbench run {folder.table.id}{quick} --out {folder.out}"
+            f"no {kind} of table {folder.table.id!r} in {str(folder.out)!r}{other}: "
+            f"make them with qbench run {folder.table.id}{quick} --out {folder.out}"
         )
     return build_report(folder.table, cells, results), results
 
