@@ -238,8 +238,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run folders")
     parser.add_argument("--to", action="append", required=True, help="tracking URI; repeatable")
     arguments = parser.parse_args()
-    if hasattr(os, "nice"):
-        os.nice(10)  # the training comes first
+    _run_when_idle(True)
     failed: dict[str, str] = {}
     unsent: dict[str, list[Result]] = {uri: [] for uri in arguments.to}
     for lines in _batches():
@@ -258,6 +257,17 @@ def main() -> None:
         sys.exit(1)
 
 
+def _run_when_idle(wanted: bool) -> None:
+    """Whether this process takes only processor time that nothing else wants.
+
+    While there is training to come, it does: on few cores, anything else would make the training's
+    threads wait for one another. Systems without such a policy leave it at the default.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        policy = os.SCHED_IDLE if wanted else os.SCHED_OTHER
+        os.sched_setscheduler(os.getpid(), policy, os.sched_param(0))
+
+
 def _batches() -> Iterator[list[str]]:
     """Lines of standard input, as many at a time as have come while the last were published."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -266,6 +276,7 @@ def _batches() -> Iterator[list[str]]:
         # in a thread of its own, so that the sender's pipe never fills while a store is slow
         for line in sys.stdin:
             lines.put(line.rstrip("\n"))
+        _run_when_idle(False)  # the sender waits for the rest
         lines.put("")
 
     threading.Thread(target=read, daemon=True).start()
