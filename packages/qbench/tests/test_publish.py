@@ -186,13 +186,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_a_run_is_recorded_on_a_server_as_well(tmp_path: Path, server: str) -> None:
     command = [sys.executable, "-m", "qbench", "run", "uci", "--quick", "--seeds", "2"]
     command += ["--only", "dataset=iris", "--only", "model=linear", "--out", str(tmp_path)]
-    for _ in range(2):
-        done = subprocess.run(
-            [*command, "--tracking-uri", server], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert "not all is recorded" not in done.stderr
+    command += ["--tracking-uri", server]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "not all is recorded" not in done.stderr
+    run_folder = RunFolder(tmp_path, UCI)
+    only = {"dataset": ("iris",), "model": ("linear",)}
+    results = list(run_folder.results(UCI.cells(only, reduced=True)))
+    assert publish(results, server, tmp_path) == 0
     for uri in (server, default_uri(tmp_path)):
         trials = [run for run in runs(uri) if "quadnets.trial" in run.data.tags]
+        assert {run.data.tags["quadnets.trial"] for run in trials} == {r.key for r in results}
         assert len(trials) == 2
         assert {run.data.tags["quadnets.complete"] for run in trials} == {"true"}
