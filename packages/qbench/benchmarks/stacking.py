@@ -19,6 +19,7 @@ from scipy.stats import binom
 
 from qbench.classifier import build_classifier
 from qbench.data import load_problem
+from qbench.executor import keep_freed_memory
 from qbench.loop import train
 from qbench.stack import Stacked
 from qbench.table import Cell, load_table
@@ -67,6 +68,7 @@ def main() -> None:
     grid = Grid(title=f"{SEEDS} stacked seeds against one, {arguments.pairs} pairs each")
     for heading in ("dataset", "model", "one seed", "ratio", "95 % interval", "target", "met"):
         grid.add_column(heading, justify="left" if heading in ("dataset", "model") else "right")
+    keep_freed_memory()
     rows = []
     for cell in load_table("uci").cells():
         steps = 20 if cell.model.kind == "dense" and cell.dataset == "digits" else 100

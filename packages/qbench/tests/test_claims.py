@@ -94,14 +94,14 @@ def results(
 @pytest.mark.parametrize(
     ("claims", "linear", "rank1", "verdict", "why"),
     [
-        (ORDER, [80, 81, 80, 82], [90, 91, 91, 90], "holds", "80.75 < 90.50, p = "),
+        (ORDER, [80, 81, 80, 82], [90, 91, 91, 90], "holds", "80.75 < 90.50, p < 0.001"),
         (ORDER, [80, 90, 80, 90], [81, 82, 95, 86], "not decided", "85.00 < 86.00, p = 0."),
         (ORDER, [90, 91, 90, 92], [80, 81, 80, 82], "does not hold", "measured 90.75 and 80.75"),
         (ORDER, [90, 90, 90, 90], [90, 90, 90, 90], "does not hold", "measured 90.00 and 90.00"),
         (ORDER, [80], [90], "not decided", "80.00 < 90.00, too few seeds to test"),
         (ORDER, [80, 80], [], "not tested", "no results for rank1"),
         (ORDER, [80, 80], [90, None], "does not hold", "rank1 diverged in 1 of 2"),
-        (LOSS, [80, 81, 80, 82], [90, 91, 91, 90], "holds", "19.2500 > 9.5000, p = "),
+        (LOSS, [80, 81, 80, 82], [90, 91, 91, 90], "holds", "19.2500 > 9.5000, p < 0.001"),
         (CLOSE, [90.0, 91.0], [90.5, 90.6], "holds", "90.50 and 90.55: 0.05 apart"),
         (CLOSE, [90.0, 91.0], [95.0, 95.0], "does not hold", "90.50 and 95.00: 4.50 apart"),
         (VALUE, [], [89.6, 89.8], "holds", "measured 89.70"),
@@ -109,7 +109,7 @@ def results(
         (RISES, [80], [90], "holds", "never falls between recorded steps"),
         (RISES, [80], [5], "does not hold", "falls at step 10"),
         (LIMIT, [89.5], [90.5], "holds", "ends at "),
-        (LIMIT, [89.5], [95], "does not hold", "ends at 95.0000"),
+        (LIMIT, [89.5], [95], "does not hold", "ends at 95.0"),
     ],
 )
 def test_a_claim_gets_its_verdict(
@@ -128,8 +128,10 @@ def test_a_reduced_run_decides_nothing_and_says_so() -> None:
     assert report.reduced
     assert report.claims[0].verdict == "not tested"
     assert report.claims[0].why.startswith("reduced run: ")
-    assert report.notes[0].startswith("REDUCED RUN: 2 steps instead of 10 and 2 seeds instead of 4")
-    assert report.commands == ["qbench run toy --quick"]
+    assert report.warnings[0].startswith(
+        "REDUCED RUN: 2 steps instead of 10 and 2 seeds instead of 4"
+    )
+    assert report.command == "qbench run toy --quick"
 
 
 def test_a_diverged_trial_is_counted_and_never_in_a_mean() -> None:
@@ -151,7 +153,7 @@ def test_a_partial_run_cannot_be_taken_for_a_full_one() -> None:
     made = table(ORDER)
     report = build_report(made, *results(made, [80, 81, 82, 83], [90]))
     assert (report.recorded, report.expected) == (5, 8)
-    assert "PARTIAL: 5 of 8 trials are recorded." in report.notes
+    assert "PARTIAL: 5 of 8 trials are recorded." in report.warnings
     more_seeds = build_report(made, *results(made, [80] * 6, [90]))
     assert (more_seeds.recorded, more_seeds.expected) == (7, 10)
 
@@ -165,6 +167,18 @@ def test_what_the_outcome_depends_on_is_said_with_the_command_for_the_rest() -> 
     )
 
 
+def test_that_the_outcome_depends_on_a_choice_is_said_when_all_of_it_was_run() -> None:
+    made = table(ORDER)
+    runs = [results(made, [80] * 4, [90] * 4, scaling=s) for s in ("maxabs", "raw", "minmax")]
+    report = build_report(
+        made, [c for cs, _ in runs for c in cs], [r for _, rs in runs for r in rs]
+    )
+    assert report.notes == [
+        "The outcome depends on scaling: it is not stated. All its values are shown."
+    ]
+    assert report.command == "qbench run toy --axis scaling=all"
+
+
 def test_every_choice_gets_its_own_verdict_and_its_own_correction() -> None:
     made = table(ORDER)
     cells, found = results(made, [80, 81, 80, 82], [90, 91, 91, 90])
@@ -175,7 +189,7 @@ def test_every_choice_gets_its_own_verdict_and_its_own_correction() -> None:
         ("raw", "does not hold"),
     ]
     assert report.choices == {"scaling": ["maxabs", "raw"]}
-    assert report.commands == ["qbench run toy --axis scaling=maxabs,raw"]
+    assert report.command == "qbench run toy --axis scaling=maxabs,raw"
     alone = build_report(made, cells, found)
     assert alone.cells[1].p_value == report.cells[1].p_value
 

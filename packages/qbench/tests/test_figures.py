@@ -15,16 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from qbench.executor import plan, run_blocks
-from qbench.report.figures import (
-    accuracy_by_model,
-    decision_regions,
-    figures_of,
-    learning_curves,
-    margin_curve,
-    save_figures,
-    to_svg,
-)
+from qbench.report.drawing import save_figures, to_svg
+from qbench.report.figures import accuracy_by_model, figures_of, learning_curves
 from qbench.report.numbers import CellReport, Report, build_report
+from qbench.report.regions import decision_regions, margin_curve
 from qbench.table import load_table
 from qbench.trial import Result, RunFolder
 
@@ -178,7 +172,8 @@ def test_regions_are_what_the_formula_says(xor: Made, extra: list[list[float]]) 
         for step, parameters in results[0].snapshots.items()
         for first, second in [parameters["factors"]]
     }
-    result = results[0].model_copy(update={"snapshots": snapshots})
+    resolved = {**results[0].resolved, "model": {"kind": "low_rank", "rank": 1 + len(extra) // 2}}
+    result = results[0].model_copy(update={"snapshots": snapshots, "resolved": resolved})
     figure = decision_regions([result])
     assert len(figure.axes) == 5
     for axes, (step, parameters) in zip(figure.axes, result.snapshots.items(), strict=True):
@@ -199,7 +194,7 @@ def test_regions_are_what_the_formula_says(xor: Made, extra: list[list[float]]) 
 
 
 def test_regions_need_snapshots(uci: Made) -> None:
-    with pytest.raises(ValueError, match="names the steps to record in `snapshots`"):
+    with pytest.raises(ValueError, match="names the steps to record them at in `snapshots`"):
         decision_regions(uci[1])
 
 
@@ -268,6 +263,7 @@ def test_names_are_never_read_as_formulas_or_tags(uci: Made) -> None:
         else cell
         for cell in report.cells
     ]
-    svg = to_svg(accuracy_by_model(report.model_copy(update={"cells": cells})))
+    models = {hostile if name == "rank1" else name: spec for name, spec in report.models.items()}
+    svg = to_svg(accuracy_by_model(report.model_copy(update={"cells": cells, "models": models})))
     assert "$\\broken{ &lt;b&gt;" in svg
     assert not re.search(r"<b>", svg)

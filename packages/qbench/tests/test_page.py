@@ -12,7 +12,8 @@ from qbench.executor import plan, run_blocks
 from qbench.report.claims import ClaimReport
 from qbench.report.figures import figures_of
 from qbench.report.numbers import Report, build_report
-from qbench.report.page import claim_rows, format_number, format_p, write_page
+from qbench.report.page import claim_rows, write_page
+from qbench.report.wording import format_p
 from qbench.table import load_table
 from qbench.trial import Result, RunFolder
 
@@ -237,8 +238,10 @@ def test_hostile_text_stays_text(uci: Made, browser: Browser, tmp_path: Path) ->
         "title": bad,
         "paper": bad,
         "shows": bad,
+        "warnings": [bad],
         "notes": [bad],
-        "commands": [bad],
+        "command": bad,
+        "models": {bad if m == "rank4" else m: spec for m, spec in report.models.items()},
         "hardware": {"cpu": bad},
         "cells": cells,
         "claims": [c.model_copy(update={"text": bad, "why": bad}) for c in report.claims],
@@ -256,19 +259,20 @@ def test_hostile_text_stays_text(uci: Made, browser: Browser, tmp_path: Path) ->
 
 def test_the_banner_stands_on_a_reduced_and_on_a_partial_report(uci: Made, tmp_path: Path) -> None:
     report, _ = uci
-    notes = ["REDUCED RUN: few steps.", "PARTIAL: 1 of 2.", "Something else."]
-    marked = report.model_copy(update={"notes": notes})
+    warnings = ["REDUCED RUN: few steps.", "PARTIAL: 1 of 2."]
+    update = {"reduced": True, "expected": report.recorded + 1, "warnings": warnings}
+    marked = report.model_copy(update=update)
     path = tmp_path / "report.html"
     write_page(marked, {}, path)
     text = path.read_text(encoding="utf-8")
-    assert re.findall(r'class="banner"[^>]*>([^<]*)<', text) == notes[:2]
-    assert "<title>REDUCED RUN" in text
+    assert re.findall(r'class="banner"[^>]*>([^<]*)<', text) == warnings
+    assert "<title>REDUCED RUN · PARTIAL: " in text
 
 
 def test_the_page_says_how_to_run_it_again(uci: Made, pages: dict[str, Path]) -> None:
     report, _ = uci
     text = pages["uci"].read_text(encoding="utf-8")
-    assert report.commands[0] in text
+    assert report.command in text
     assert 'href="report.json"' in text
     for name, why in report.open_choices.items():
         assert f"<dt>{name}</dt>" in text
@@ -313,21 +317,6 @@ def test_a_claim_is_summed_up_over_the_choices(
     shown = report.model_copy(update={"claims": changed, "cells": cells, "choices": choices})
     (row,) = claim_rows(shown)
     assert row.summary == summary
-
-
-@pytest.mark.parametrize(
-    ("value", "metric", "text"),
-    [
-        (97.249, "test_accuracy", "97.2"),
-        (-0.04, "test_accuracy", "0.0"),
-        (-13.33, "test_accuracy", "−13.3"),
-        (0.29286, "train_loss", "0.2929"),
-        (154346196.8, "train_loss", "1.54e+08"),
-        (None, "train_loss", "–"),
-    ],
-)
-def test_numbers(value: float | None, metric: str, text: str) -> None:
-    assert format_number(value, metric) == text
 
 
 def luminance(colour: str) -> float:

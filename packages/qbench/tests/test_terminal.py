@@ -37,7 +37,7 @@ def test_claim_and_measurement_stand_side_by_side(folder: RunFolder) -> None:
     for cell in report.cells:
         if cell.mean is not None and cell.std is not None:
             assert f"{cell.mean:.1f} ± {cell.std:.1f}" in text
-    assert "> linear" in text
+    assert "accuracy > linear" in text
     assert "REDUCED RUN" in text
     assert "PARTIAL" in text
 
@@ -49,7 +49,9 @@ def test_divergence_is_shown_in_place_of_the_mean(folder: RunFolder) -> None:
 def test_choices_stand_side_by_side(folder: RunFolder) -> None:
     text = printed(folder, 140)
     # a title wraps to the width of its grid
-    assert "What the paper leaves open decides: test accuracy by scaling" in " ".join(text.split())
+    assert "What the paper leaves open decides: test accuracy (%) by scaling" in " ".join(
+        text.split()
+    )
     assert "maxabs" in text
     assert "raw" in text
 

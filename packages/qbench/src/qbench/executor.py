@@ -1,5 +1,7 @@
 """Blocks, run here one after another: a block is one cell with its seeds."""
 
+import ctypes
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -57,6 +59,7 @@ def run_blocks(
     A block that another process is running is left for later and then waited for. ``on_progress``
     is called with the fraction of a block that is done.
     """
+    keep_freed_memory()
     busy: list[Block] = []
     for block in blocks:
         try:
@@ -67,6 +70,22 @@ def run_blocks(
     for block in busy:
         with folder.lock(block.cell):
             yield block, _run_missing(folder, block, device, on_progress)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what torch frees, for the next step asks for the same again.
+
+    By default tens of MiB go back to the system and are cleared anew at every step: ten seeds of
+    the dense form on digits train in three quarters of the time without that (1000 steps on 2
+    cores, three runs each: 28.6 to 29.5 s by default, 21.1 to 22.1 s so).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # M_… in malloc.h
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**30)
 
 
 def check_device(device: str) -> None:

@@ -58,6 +58,12 @@ class Result(Frozen):
     environment: Environment
 
 
+def values_by_seed(results: Iterable[Result], metric: str) -> dict[int, float]:
+    """The final value of a metric by seed; diverged trials have none."""
+    values = {result.seed: result.metrics.get(metric) for result in results}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
 class RunFolder:
     """The results of one table under ``out``: ``<out>/<table>/<key>/result.json``.
 
@@ -127,12 +133,12 @@ def read_result(path: Path) -> Result:
         ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
 
 from qbench.report.statistics import compare_paired, holm
+from qbench.report.wording import Verdict, format_number, format_p, metric_name
 from qbench.table import (
     RISING,
     Cell,
@@ -12,23 +12,16 @@ from qbench.table import (
     CloseClaim,
     Frozen,
     LimitClaim,
+    Metric,
     OrderClaim,
     RisesClaim,
     Scalar,
     Table,
     ValueClaim,
 )
-from qbench.trial import Result
+from qbench.trial import Result, values_by_seed
 
-Verdict = Literal["holds", "does not hold", "not decided", "not tested"]
 LEVEL = 0.05
-METRIC_WORDS = {
-    "test_accuracy": "test accuracy",
-    "train_accuracy": "training accuracy",
-    "train_loss": "training loss",
-    "test_loss": "test loss",
-    "margin": "margin Δμ",
-}
 
 
 class ClaimReport(Frozen):
@@ -59,11 +52,10 @@ class _Sample:
     def __init__(self, results: Sequence[Result]) -> None:
         self.results = results
 
-    def values(self, metric: str) -> dict[int, float]:
-        found = {result.seed: result.metrics.get(metric) for result in self.results}
-        return {seed: value for seed, value in found.items() if value is not None}
+    def values(self, metric: Metric) -> dict[int, float]:
+        return values_by_seed(self.results, metric)
 
-    def mean(self, metric: str) -> float:
+    def mean(self, metric: Metric) -> float:
         values = self.values(metric).values()
         return sum(values) / len(values)
 
@@ -113,7 +105,7 @@ def judge(
     ):
         decided: Verdict = "holds" if adjusted < LEVEL else "not decided"
         reports[index] = reports[index].model_copy(
-            update={"verdict": decided, "why": f"{reports[index].why}, p = {adjusted:.2g}"}
+            update={"verdict": decided, "why": f"{reports[index].why}, p {_equals(adjusted)}"}
         )
     if reduced:
         reports = [
@@ -143,7 +135,10 @@ def _judge(
     if isinstance(claim, CloseClaim):
         first, second = (present[model].mean(claim.by) for model in claim.close)
         gap = abs(first - second)
-        why = f"{first:.2f} and {second:.2f}: {gap:.2f} apart"
+        means = " and ".join(
+            format_number(mean, claim.by, precise=True) for mean in (first, second)
+        )
+        why = f"{means}: {format_number(gap, claim.by, precise=True)} apart"
         return ("holds" if gap <= claim.within else "does not hold"), why, None
     if isinstance(claim, RisesClaim):
         falls = [step for s in present.values() for step in _falls(s.results, claim.rises)]
@@ -153,10 +148,18 @@ def _judge(
         ends = [value for s in present.values() for value in s.values(claim.limit).values()]
         furthest = max(ends, key=lambda value: abs(value - claim.to))
         holds = abs(furthest - claim.to) <= claim.within
-        return ("holds" if holds else "does not hold"), f"ends at {furthest:.4f}", None
+        return (
+            ("holds" if holds else "does not hold"),
+            f"ends at {format_number(furthest, claim.limit)}",
+            None,
+        )
     mean = present[str(claim.cell["model"])].mean(claim.metric)
     holds = abs(mean - claim.value) <= (claim.spread or 0.0)
-    return ("holds" if holds else "does not hold"), f"measured {mean:.2f}", None
+    return (
+        ("holds" if holds else "does not hold"),
+        f"measured {format_number(mean, claim.metric, precise=True)}",
+        None,
+    )
 
 
 def _judge_order(
@@ -164,10 +167,10 @@ def _judge_order(
 ) -> tuple[Verdict, str, float | None]:
     means = [present[model].mean(claim.by) for model in claim.order]
     direction = 1 if RISING[claim.by] else -1
-    digits = 2 if claim.by.endswith("accuracy") else 4
-    why = f" {'<' if direction > 0 else '>'} ".join(f"{mean:.{digits}f}" for mean in means)
+    shown = [format_number(mean, claim.by, precise=True) for mean in means]
     if not all(direction * (better - worse) > 0 for worse, better in pairwise(means)):
-        return "does not hold", "measured " + " and ".join(f"{m:.{digits}f}" for m in means), None
+        return "does not hold", f"measured {' and '.join(shown)}", None
+    why = f" {'<' if direction > 0 else '>'} ".join(shown)
     tests = [
         compare_paired(present[better].values(claim.by), present[worse].values(claim.by))
         for worse, better in pairwise(claim.order)
@@ -176,6 +179,11 @@ def _judge_order(
     if len(p_values) < len(tests):
         return "not decided", f"{why}, too few seeds to test", None
     return "not decided", why, max(p_values)
+
+
+def _equals(p_value: float) -> str:
+    shown = format_p(p_value)
+    return shown.replace("<", "< ") if shown.startswith("<") else f"= {shown}"
 
 
 def _falls(results: Iterable[Result], metric: str) -> list[int]:
@@ -214,8 +222,8 @@ def _subject(claim: Claim) -> str | None:
 
 def _short(claim: Claim) -> str:
     if isinstance(claim, OrderClaim):
-        metric = "loss " if claim.by.endswith("loss") else ""
-        return f"{metric}{'>' if RISING[claim.by] else '<'} {claim.order[-2]}"
+        word = metric_name(claim.by).split()[-1]
+        return f"{word} {'>' if RISING[claim.by] else '<'} {claim.order[-2]}"
     if isinstance(claim, CloseClaim):
         return f"within {claim.within:g} of {claim.close[1]}"
     return _text(claim)
@@ -224,13 +232,13 @@ def _short(claim: Claim) -> str:
 def _text(claim: Claim) -> str:
     if isinstance(claim, OrderClaim):
         better = " < " if RISING[claim.by] else " > "
-        return f"{better.join(claim.order)} in {METRIC_WORDS[claim.by]}"
+        return f"{better.join(claim.order)} in {metric_name(claim.by)}"
     if isinstance(claim, CloseClaim):
         first, second = claim.close
-        return f"{first} within {claim.within:g} of {second} in {METRIC_WORDS[claim.by]}"
+        return f"{first} within {claim.within:g} of {second} in {metric_name(claim.by)}"
     if isinstance(claim, RisesClaim):
-        return f"{METRIC_WORDS[claim.rises]} never falls"
+        return f"{metric_name(claim.rises)} never falls"
     if isinstance(claim, LimitClaim):
-        return f"{METRIC_WORDS[claim.limit]} ends within {claim.within:g} of {claim.to:g}"
+        return f"{metric_name(claim.limit)} ends within {claim.within:g} of {claim.to:g}"
     spread = f" ± {claim.spread:g}" if claim.spread is not None else ""
-    return f"{claim.cell['model']} reaches {claim.value:g}{spread} in {METRIC_WORDS[claim.metric]}"
+    return f"{claim.cell['model']} reaches {claim.value:g}{spread} in {metric_name(claim.metric)}"

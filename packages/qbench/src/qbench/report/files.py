@@ -45,7 +45,8 @@ def write_report(report: Report, results: list[Result], folder: RunFolder) -> Pa
     Those of a reduced run are called ``report-reduced`` and ``figures-reduced``: they never stand
     in the place of the full ones.
     """
-    from qbench.report.figures import figures_of, save_figures
+    from qbench.report.drawing import save_figures
+    from qbench.report.figures import figures_of
     from qbench.report.page import write_page
 
     suffix = "-reduced" if report.reduced else ""

@@ -6,8 +6,12 @@ from typing import Any
 
 from qbench.report.claims import ClaimReport, judge
 from qbench.report.statistics import Comparison, compare_paired, holm, summarize
-from qbench.table import Cell, Frozen, Metric, Scalar, Table, ValueClaim
-from qbench.trial import Environment, Result
+from qbench.report.wording import format_value
+from qbench.table import Cell, Frozen, Metric, ModelSpec, Scalar, Table, ValueClaim
+from qbench.trial import Environment, Result, values_by_seed
+
+Choices = tuple[tuple[str, Scalar], ...]
+"""A combination of unstated choices: the name and the value of each."""
 
 
 class Claimed(Frozen):
@@ -55,8 +59,10 @@ class CellReport(Frozen):
 class Report(Frozen):
     """A table's report.
 
+    ``models`` says what each model is; ``control`` is the one that the others are compared with.
     ``choices`` are the unstated choices with the values that were run; ``expected`` is the number
     of trials of the whole table under these choices, ``recorded`` how many of them there are.
+    ``warnings`` say that a run is reduced or partial, and stand on everything that shows it.
     """
 
     table: str
@@ -69,8 +75,11 @@ class Report(Frozen):
     recorded: int
     choices: dict[str, list[Scalar]]
     open_choices: dict[str, str]
+    models: dict[str, ModelSpec]
+    control: str | None
+    warnings: list[str]
     notes: list[str]
-    commands: list[str]
+    command: str
     commit: str | None
     hardware: dict[str, str | int]
     threads: int
@@ -79,6 +88,55 @@ class Report(Frozen):
     seconds: float
     cells: list[CellReport]
     claims: list[ClaimReport]
+
+    @property
+    def mark(self) -> str:
+        """The warnings in a word or two, empty where there are none."""
+        partial = self.recorded < self.expected
+        return " · ".join(["REDUCED RUN"] * self.reduced + ["PARTIAL"] * partial)
+
+    @property
+    def datasets(self) -> list[str]:
+        """The datasets that were run, in the order of the table."""
+        return list(dict.fromkeys(str(cell.axes["dataset"]) for cell in self.cells))
+
+    @property
+    def varied(self) -> list[str]:
+        """The unstated choices that were run with more than one value."""
+        return [name for name, values in self.choices.items() if len(values) > 1]
+
+    @property
+    def combinations(self) -> list[Choices]:
+        """The combinations of unstated choices that were run, the first that of the defaults
+        where they were."""
+        return list(dict.fromkeys(self.choices_of(cell) for cell in self.cells))
+
+    def choices_of(self, cell: CellReport) -> Choices:
+        """The unstated choices under which a cell was run."""
+        return tuple((name, cell.axes[name]) for name in self.choices)
+
+    def claims_of(self, cell: CellReport) -> list[ClaimReport]:
+        """The claims that praise a cell's model on its dataset, under its choices."""
+        return [
+            claim
+            for claim in self.claims
+            if claim.dataset == cell.axes["dataset"]
+            and claim.subject == cell.axes["model"]
+            and tuple(claim.choices.items()) == self.choices_of(cell)
+        ]
+
+    def label(self, combinations: Iterable[Choices]) -> str:
+        """Combinations in words: only what varies, as in ``scaling = maxabs, raw``; empty where
+        nothing does."""
+        parts = [
+            [format_value(dict(choices)[name]) for name in self.varied] for choices in combinations
+        ]
+        if len(self.varied) == 1:
+            return f"{self.varied[0]} = {', '.join(part[0] for part in parts)}"
+        return "; ".join(
+            ", ".join(f"{name} = {value}" for name, value in zip(self.varied, part, strict=True))
+            for part in parts
+        )
 
 
 def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result]) -> Report:
@@ -108,13 +166,17 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         reduced=reduced,
         expected=len(results) + missing,
         recorded=len(results),
-        choices={
-            name: list(dict.fromkeys(cell.axes[name] for cell, _ in present))
-            for name in table.unstated
-        },
+        choices={name: _values_run(name, present) for name in table.unstated},
         open_choices={name: choice.why for name, choice in table.unstated.items()},
-        notes=_notes(table, present, reduced, len(results), len(results) + missing),
-        commands=_commands(table, present, reduced),
+        models={
+            name: spec
+            for name, spec in table.grid.model.items()
+            if any(cell.axes["model"] == name for cell, _ in present)
+        },
+        control=table.control,
+        warnings=_warnings(table, reduced, len(results), len(results) + missing),
+        notes=_notes(table, present),
+        command=_command(table, present, reduced),
         commit=latest.commit,
         hardware=latest.hardware,
         threads=latest.threads,
@@ -187,12 +249,6 @@ def _cell_report(
     )
 
 
-def values_by_seed(results: Iterable[Result], metric: str) -> dict[int, float]:
-    """The final value of a metric by seed; diverged trials have none."""
-    values = {result.seed: result.metrics.get(metric) for result in results}
-    return {seed: value for seed, value in values.items() if value is not None}
-
-
 def _claimed(table: Table, cell: Cell) -> Claimed | None:
     for claim in table.claims:
         if (
@@ -209,50 +265,53 @@ def _seconds(environments: Iterable[Environment]) -> float:
     return sum({e.started: e.seconds for e in environments}.values())
 
 
-def _notes(
-    table: Table,
-    present: Sequence[tuple[Cell, list[Result]]],
-    reduced: bool,
-    recorded: int,
-    expected: int,
-) -> list[str]:
-    notes = []
+def _warnings(table: Table, reduced: bool, recorded: int, expected: int) -> list[str]:
+    warnings = []
     if reduced and table.quick:
-        notes.append(
+        warnings.append(
             f"REDUCED RUN: {table.quick.epochs} steps instead of {table.recipe.epochs} and "
             f"{table.quick.seeds} seeds instead of {table.seeds}; no number here is the table's."
         )
     if recorded < expected:
-        notes.append(f"PARTIAL: {recorded} of {expected} trials are recorded.")
+        warnings.append(f"PARTIAL: {recorded} of {expected} trials are recorded.")
+    return warnings
+
+
+def _notes(table: Table, present: Sequence[tuple[Cell, list[Result]]]) -> list[str]:
+    notes = []
     for name, choice in table.unstated.items():
-        run = list(dict.fromkeys(cell.axes[name] for cell, _ in present))
-        rest = [str(value) for value in choice.values if value not in run]
-        if rest:
-            shown = ", ".join(str(value) for value in run)
-            notes.append(
-                f"The outcome depends on {name}: {choice.why}. Shown: {shown}; for the rest "
-                f"({', '.join(rest)}): qbench run {table.id} --axis {name}=all"
-            )
-    diverged = sum(result.status == "diverged" for _, found in present for result in found)
+        run = _values_run(name, present)
+        rest = [format_value(value) for value in choice.values if value not in run]
+        shown = (
+            f"Shown: {', '.join(map(format_value, run))}; for the rest ({', '.join(rest)}): "
+            f"qbench run {table.id} --axis {name}=all"
+            if rest
+            else "All its values are shown."
+        )
+        notes.append(f"The outcome depends on {name}: {choice.why}. {shown}")
+    trials = [result for _, found in present for result in found]
+    diverged = sum(result.status == "diverged" for result in trials)
     if diverged:
         notes.append(
-            f"{diverged} of {recorded} trials diverged (a loss that is not finite). They are "
+            f"{diverged} of {len(trials)} trials diverged (a loss that is not finite). They are "
             "counted beside each mean, and are not in it."
         )
     return notes
 
 
-def _commands(
-    table: Table, present: Sequence[tuple[Cell, list[Result]]], reduced: bool
-) -> list[str]:
+def _command(table: Table, present: Sequence[tuple[Cell, list[Result]]], reduced: bool) -> str:
     options = []
     for name, choice in table.unstated.items():
-        run = list(dict.fromkeys(cell.axes[name] for cell, _ in present))
+        run = _values_run(name, present)
         if len(run) == len(choice.values) > 1:
             options.append(f"--axis {name}=all")
         elif run != [choice.default]:
-            options.append(f"--axis {name}={','.join(str(value) for value in run)}")
-    return [" ".join(["qbench run", table.id, *options, *(["--quick"] if reduced else [])])]
+            options.append(f"--axis {name}={','.join(map(format_value, run))}")
+    return " ".join(["qbench run", table.id, *options, *(["--quick"] if reduced else [])])
+
+
+def _values_run(name: str, present: Sequence[tuple[Cell, list[Result]]]) -> list[Scalar]:
+    return list(dict.fromkeys(cell.axes[name] for cell, _ in present))
 
 
 def to_json(report: Report) -> dict[str, Any]:

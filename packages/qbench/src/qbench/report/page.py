@@ -1,7 +1,7 @@
 """The report as one HTML file that needs nothing else: no network, no script."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -10,33 +10,20 @@ import jinja2
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from qbench.report.claims import ClaimReport, Verdict
-from qbench.report.figures import (
-    Choices,
-    choices_of,
-    combinations_of,
-    control_of,
-    label_of,
-    mark_of,
-    to_svg,
+from qbench.report.claims import ClaimReport
+from qbench.report.drawing import to_svg
+from qbench.report.numbers import CellReport, Choices, Report
+from qbench.report.wording import (
+    VERDICTS,
+    Tone,
+    Verdict,
+    format_number,
+    format_p,
+    format_value,
+    metric_with_unit,
 )
-from qbench.report.numbers import CellReport, Report
-from qbench.table import Scalar
+from qbench.table import Metric
 from qbench.trial import write_whole
-
-_VERDICTS: dict[Verdict, tuple[str, str]] = {
-    "holds": ("✓", "good"),
-    "does not hold": ("✗", "bad"),
-    "not decided": ("?", "open"),
-    "not tested": ("–", "none"),
-}
-_METRICS = {
-    "test_accuracy": "Test accuracy, %",
-    "train_accuracy": "Training accuracy, %",
-    "test_loss": "Test loss, nats",
-    "train_loss": "Training loss, nats",
-    "margin": "Margin Δμ",
-}
 
 
 @dataclass(frozen=True)
@@ -47,7 +34,7 @@ class ClaimRow:
     source: str
     verdicts: tuple[ClaimReport | None, ...]
     summary: str
-    tone: str
+    tone: Tone
 
 
 @dataclass(frozen=True)
@@ -76,28 +63,19 @@ def render_page(report: Report, figures: Mapping[str, Figure], json_name: str) -
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=format_number, p=format_p, text=_text, name=_metric, interval=_interval
+        number=format_number, p=format_p, text=format_value, metric=_heading, interval=_interval
     )
     template = resources.files("qbench.report") / "page.html.j2"
-    combinations = combinations_of(report)
-    banner = ("REDUCED", "PARTIAL")
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         report=report,
         json_name=json_name,
         paper_url=_paper_url(report.paper),
-        mark=mark_of(report),
-        banners=[note for note in report.notes if note.startswith(banner)],
-        notes=[note for note in report.notes if not note.startswith(banner)],
-        combinations=combinations,
-        labels=[label_of(report, [choices]) for choices in combinations],
-        varied=[name for name, values in report.choices.items() if len(values) > 1],
-        tallies=[_tally(report, choices) for choices in combinations],
-        verdicts=_VERDICTS,
+        labels=[report.label([choices]) for choices in report.combinations],
+        tallies=[_tally(report, choices) for choices in report.combinations],
+        verdicts=VERDICTS,
         claims=claim_rows(report),
-        datasets=_datasets(report),
-        claims_of=lambda cell: _claims_of(cell, report),
-        control=control_of(report),
-        has_claims=any(c.claim or _claims_of(c, report) for c in report.cells),
+        datasets=[(dataset, _runs(report, dataset)) for dataset in report.datasets],
+        has_claims=any(cell.claim or report.claims_of(cell) for cell in report.cells),
         figures=[
             (name, figure.get_label(), inline_svg(name, figure)) for name, figure in figures.items()
         ],
@@ -106,7 +84,7 @@ def render_page(report: Report, figures: Mapping[str, Figure], json_name: str) -
 
 def claim_rows(report: Report) -> list[ClaimRow]:
     """Each claim once, with a verdict for each combination of choices and a summary of them."""
-    combinations = combinations_of(report)
+    combinations = report.combinations
     rows = []
     for text, source in dict.fromkeys((claim.text, claim.source) for claim in report.claims):
         found = {
@@ -123,7 +101,7 @@ def claim_rows(report: Report) -> list[ClaimRow]:
     return rows
 
 
-def _summary(report: Report, by_verdict: Mapping[Verdict, Sequence[Choices]]) -> tuple[str, str]:
+def _summary(report: Report, by_verdict: Mapping[Verdict, Sequence[Choices]]) -> tuple[str, Tone]:
     """For which of several combinations of choices a claim holds, and the tone to say it in.
 
     Empty for a single combination.
@@ -131,8 +109,7 @@ def _summary(report: Report, by_verdict: Mapping[Verdict, Sequence[Choices]]) ->
     combinations = [choices for found in by_verdict.values() for choices in found]
     if len(combinations) == 1:
         return "", "none"
-    varied = [name for name, values in report.choices.items() if len(values) > 1]
-    each = varied[0] if len(varied) == 1 else "combination of choices"
+    each = report.varied[0] if len(report.varied) == 1 else "combination of choices"
     holding, undecided, untested = (
         by_verdict.get(verdict, ()) for verdict in ("holds", "not decided", "not tested")
     )
@@ -141,9 +118,9 @@ def _summary(report: Report, by_verdict: Mapping[Verdict, Sequence[Choices]]) ->
     if len(holding) + len(untested) == len(combinations):
         return f"holds for every {each}" + (" tested" if untested else ""), "good"
     if holding:
-        return f"holds only for {label_of(report, holding)}", "open"
+        return f"holds only for {report.label(holding)}", "open"
     if undecided:
-        return f"holds for no {each}; not decided for {label_of(report, undecided)}", "open"
+        return f"holds for no {each}; not decided for {report.label(undecided)}", "open"
     return f"holds for no {each}" + (" tested" if untested else ""), "bad"
 
 
@@ -153,34 +130,18 @@ def _tally(report: Report, choices: Choices) -> list[tuple[Verdict, str]]:
     plural = {"holds": "hold", "does not hold": "do not hold"}
     return [
         (verdict, f"{count} {verdict if count == 1 else plural.get(verdict, verdict)}")
-        for verdict in _VERDICTS
+        for verdict in VERDICTS
         if (count := given.count(verdict))
     ]
 
 
-def _datasets(report: Report) -> list[tuple[str, list[Run]]]:
-    names = dict.fromkeys(cell.axes["dataset"] for cell in report.cells)
-    return [(str(name), list(_runs(report, name))) for name in names]
-
-
-def _runs(report: Report, dataset: Scalar) -> Iterable[Run]:
-    for choices in combinations_of(report):
-        cells = tuple(
-            cell
-            for cell in report.cells
-            if cell.axes["dataset"] == dataset and choices_of(cell, report) == choices
-        )
-        yield Run(label_of(report, [choices]), choices, cells)
-
-
-def _claims_of(cell: CellReport, report: Report) -> list[ClaimReport]:
-    """The claims that praise this cell's model, under its choices."""
+def _runs(report: Report, dataset: str) -> list[Run]:
+    by_choices: dict[Choices, list[CellReport]] = {choices: [] for choices in report.combinations}
+    for cell in report.cells:
+        if cell.axes["dataset"] == dataset:
+            by_choices[report.choices_of(cell)].append(cell)
     return [
-        claim
-        for claim in report.claims
-        if claim.dataset == cell.axes["dataset"]
-        and claim.subject == cell.axes["model"]
-        and tuple(claim.choices.items()) == choices_of(cell, report)
+        Run(report.label([choices]), choices, tuple(cells)) for choices, cells in by_choices.items()
     ]
 
 
@@ -199,47 +160,15 @@ def inline_svg(name: str, figure: Figure) -> Markup:
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))  # noqa: S704
 
 
-def format_number(value: float | None, metric: str, sign: bool = False) -> str:
-    """Accuracies with one decimal, all else with four; large numbers as powers of ten.
-
-    >>> format_number(97.249, "test_accuracy"), format_number(-0.5, "margin", sign=True)
-    ('97.2', '−0.5000')
-    >>> format_number(154346196.8, "train_loss"), format_number(None, "margin")
-    ('1.54e+08', '–')
-    """
-    if value is None:
-        return "–"
-    digits = 1 if metric.endswith("accuracy") else 4
-    form = f"{'+' if sign else ''}.{digits}f" if abs(value) < 1e4 else ".2e"
-    shown = f"{value:{form}}"
-    if not sign and shown.startswith("-") and not shown.strip("-0."):
-        shown = shown[1:]
-    return shown.replace("-", "−")
-
-
-def format_p(value: float | None) -> str:
-    """A p-value with three decimals.
-
-    >>> format_p(0.0031), format_p(1e-9), format_p(None)
-    ('0.003', '<0.001', '')
-    """
-    if value is None:
-        return ""
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _interval(value: tuple[float, float] | None, metric: str) -> str:
+def _interval(value: tuple[float, float] | None, metric: Metric) -> str:
     if value is None:
         return ""
     return f"{format_number(value[0], metric)} … {format_number(value[1], metric)}"
 
 
-def _metric(metric: str) -> str:
-    return _METRICS.get(metric, metric)
-
-
-def _text(value: Scalar) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+def _heading(metric: Metric) -> str:
+    words = metric_with_unit(metric)
+    return words[0].upper() + words[1:]
 
 
 def _paper_url(paper: str) -> str | None:

@@ -1,6 +1,6 @@
 """The report on the terminal."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -8,16 +8,19 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from qbench.report.claims import ClaimReport, Verdict
-from qbench.report.numbers import CellReport, Report
-from qbench.table import Scalar
+from qbench.report.claims import LEVEL, ClaimReport
+from qbench.report.numbers import CellReport, Choices, Report
+from qbench.report.wording import (
+    VERDICTS,
+    Tone,
+    Verdict,
+    format_number,
+    format_p,
+    format_value,
+    metric_with_unit,
+)
 
-_SYMBOLS: dict[Verdict, tuple[str, str]] = {
-    "holds": ("✓", "green"),
-    "does not hold": ("✗", "red"),
-    "not decided": ("?", "yellow"),
-    "not tested": ("–", "dim"),
-}
+_STYLES: dict[Tone, str] = {"good": "green", "bad": "red", "open": "yellow", "none": "dim"}
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -30,19 +33,20 @@ def render(report: Report) -> RenderableType:
     parts: list[RenderableType] = [
         Text.assemble((report.title, "bold"), f"  ({report.paper}, {report.shows})")
     ]
-    for note in report.notes:
-        style = "bold red" if note.startswith(("REDUCED", "PARTIAL")) else "yellow"
-        parts.append(Padding(Text(note, style=style), (0, 0, 0, 2)))
-    combinations = _combinations(report.cells)
-    main = combinations[0]
-    for dataset in _datasets(report.cells):
-        cells = [c for c in report.cells if c.axes["dataset"] == dataset]
-        rows = [cell for cell in cells if _choices(cell, report) == main]
+    for style, lines in (("bold red", report.warnings), ("yellow", report.notes)):
+        parts += [Padding(Text(line, style=style), (0, 0, 0, 2)) for line in lines]
+    main = report.combinations[0]
+    for dataset in report.datasets:
+        rows = [
+            cell
+            for cell in report.cells
+            if cell.axes["dataset"] == dataset and report.choices_of(cell) == main
+        ]
         if rows:
-            parts.append(_dataset_grid(report, str(dataset), rows))
-    if len(combinations) > 1:
-        parts.append(_choices_grid(report, combinations))
-    parts += _claims_grids(report, combinations)
+            parts.append(_dataset_grid(report, dataset, rows))
+    if len(report.combinations) > 1:
+        parts.append(_choices_grid(report))
+    parts += _claims_grids(report)
     parts.append(Text(_closing(report), style="dim"))
     return Group(*parts)
 
@@ -52,20 +56,21 @@ def _closing(report: Report) -> str:
     return (
         "mean ± std over n seeds; loss: training; Δ and p against the control: paired t-test, Holm "
         "over all cells of the same choices.\n"
-        f"✓ holds, ✗ does not hold, ? not decided (p ≥ 0.05), – not tested.\n"
+        f"{', '.join(f'{symbol} {verdict}' for verdict, (symbol, _) in VERDICTS.items())} "
+        f"(not decided: p ≥ {LEVEL:g}).\n"
         f"{report.recorded} trials, {report.seconds:.0f} s of training on "
         f"{report.hardware.get('gpu', cpu)}, torch {report.versions['torch']}."
     )
 
 
 def _dataset_grid(report: Report, dataset: str, cells: Sequence[CellReport]) -> Grid:
-    shown = ", ".join(f"{name}={value}" for name, value in _choices(cells[0], report))
-    metric = cells[0].metric.replace("_", " ") + (
-        " %" if cells[0].metric.endswith("accuracy") else ""
-    )
+    choices = report.choices_of(cells[0])
+    shown = ", ".join(f"{name}={format_value(value)}" for name, value in choices)
     grid = _grid(f"{dataset} ({shown})")
     grid.add_column("model", no_wrap=True)
-    grid.add_column(metric, justify="right")
+    # the unit below: every character counts where 80 columns hold claims too
+    heading = metric_with_unit(cells[0].metric).replace(" (", "\n(")
+    grid.add_column(heading, justify="right")
     grid.add_column("n", justify="right")
     has_control = any(cell.difference is not None for cell in cells)
     if has_control:
@@ -76,18 +81,23 @@ def _dataset_grid(report: Report, dataset: str, cells: Sequence[CellReport]) -> 
     for cell in cells:
         row: list[RenderableType] = [str(cell.axes["model"]), _mean(cell), str(cell.n)]
         if has_control:
-            row += [
-                "" if cell.difference is None else f"{cell.difference:+.1f}",
-                "" if cell.p_value is None else _p_value(cell.p_value),
-            ]
+            gap = cell.difference
+            row.append("" if gap is None else format_number(gap, cell.metric, sign=True))
+            row.append(format_p(cell.p_value))
         loss = cell.others.get("train_loss")
-        grid.add_row(*row, "" if loss is None else f"{loss.mean:.3f}", _claimed(cell, report))
+        row.append("" if loss is None else format_number(loss.mean, "train_loss"))
+        grid.add_row(*row, _claimed(cell, report))
     return grid
 
 
 def _grid(title: str) -> Grid:
     return Grid(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
 
 
@@ -96,66 +106,65 @@ def _claimed(cell: CellReport, report: Report) -> Text:
     if cell.claim is not None:
         spread = f" ± {cell.claim.spread:g}" if cell.claim.spread is not None else ""
         parts.append(Text(f"{cell.claim.value:g}{spread}"))
-    for claim in report.claims:
-        same = all(cell.axes[name] == value for name, value in claim.choices.items())
-        if same and claim.dataset == cell.axes["dataset"] and claim.subject == cell.axes["model"]:
-            symbol, style = _SYMBOLS[claim.verdict]
-            parts.append(Text.assemble((symbol, style), f" {claim.short}"))
+    parts += [
+        Text.assemble(_symbol(claim.verdict), f" {claim.short}") for claim in report.claims_of(cell)
+    ]
     return Text("\n").join(parts)
 
 
-def _choices_grid(report: Report, combinations: Sequence[tuple[tuple[str, Scalar], ...]]) -> Grid:
-    varied = [name for name, values in report.choices.items() if len(values) > 1]
-    metric = report.cells[0].metric.replace("_", " ")
-    grid = _grid(f"What the paper leaves open decides: {metric} by {', '.join(varied)}")
+def _choices_grid(report: Report) -> Grid:
+    varied = ", ".join(report.varied)
+    metric = metric_with_unit(report.cells[0].metric)
+    grid = _grid(f"What the paper leaves open decides: {metric} by {varied}")
     grid.add_column("dataset")
     grid.add_column("model", no_wrap=True)
-    for combination in combinations:
-        label = ", ".join(str(value) for name, value in combination if name in varied)
-        grid.add_column(label, justify="right", no_wrap=True)
+    for choices in report.combinations:
+        grid.add_column(_heading(report, choices), justify="right", no_wrap=True)
     by_place = {
-        (cell.axes["dataset"], cell.axes["model"], _choices(cell, report)): cell
+        (cell.axes["dataset"], cell.axes["model"], report.choices_of(cell)): cell
         for cell in report.cells
     }
-    for dataset in _datasets(report.cells):
-        models = dict.fromkeys(c.axes["model"] for c in report.cells)
-        for model in models:
-            cells = [by_place.get((dataset, model, combination)) for combination in combinations]
+    for dataset in report.datasets:
+        for model in report.models:
+            cells = [by_place.get((dataset, model, choices)) for choices in report.combinations]
             if any(cells):
-                grid.add_row(
-                    str(dataset), str(model), *("" if c is None else _mean(c) for c in cells)
-                )
+                grid.add_row(dataset, model, *("" if c is None else _mean(c) for c in cells))
         grid.add_section()
     return grid
 
 
-def _claims_grids(
-    report: Report, combinations: Sequence[tuple[tuple[str, Scalar], ...]]
-) -> Iterator[Grid]:
+def _claims_grids(report: Report) -> Iterator[Grid]:
     """A grid for each claim: one row per dataset, the verdicts under every combination."""
-    varied = [name for name, values in report.choices.items() if len(values) > 1]
-    alone = len(combinations) == 1
+    alone = len(report.combinations) == 1
     for statement in dict.fromkeys(claim.statement for claim in report.claims):
         claims = [claim for claim in report.claims if claim.statement == statement]
         grid = _grid(f"Claim: {statement}  ({claims[0].source})")
         grid.add_column("dataset")
-        for combination in combinations:
-            label = ", ".join(str(value) for name, value in combination if name in varied)
-            grid.add_column(label or "verdict")
+        for choices in report.combinations:
+            grid.add_column(_heading(report, choices) or "verdict")
         if alone:
             grid.add_column("measured")
         by_place = {(claim.dataset, tuple(claim.choices.items())): claim for claim in claims}
         for dataset in dict.fromkeys(claim.dataset for claim in claims):
-            found = [by_place.get((dataset, combination)) for combination in combinations]
+            found = [by_place.get((dataset, choices)) for choices in report.combinations]
             row: list[RenderableType] = [str(dataset), *(_verdict(c, alone) for c in found)]
             grid.add_row(*row, *([found[0].why] if alone and found[0] else []))
         yield grid
 
 
+def _heading(report: Report, choices: Choices) -> str:
+    """The values of what varies, without its name: columns are narrow."""
+    return ", ".join(format_value(value) for name, value in choices if name in report.varied)
+
+
 def _verdict(claim: ClaimReport | None, in_words: bool) -> Text:
-    symbol, style = _SYMBOLS[claim.verdict if claim else "not tested"]
-    words = f" {claim.verdict}" if claim and in_words else ""
-    return Text(symbol + words, style=style)
+    verdict = claim.verdict if claim else "not tested"
+    return Text.assemble(_symbol(verdict), f" {verdict}" if claim and in_words else "")
+
+
+def _symbol(verdict: Verdict) -> tuple[str, str]:
+    symbol, tone = VERDICTS[verdict]
+    return symbol, _STYLES[tone]
 
 
 def _mean(cell: CellReport) -> Text:
@@ -167,29 +176,6 @@ def _mean(cell: CellReport) -> Text:
             diverged.append(f" at step {first}" + (f"–{last}" if last != first else ""))
     if cell.mean is None:
         return diverged
-    digits = 1 if cell.metric.endswith("accuracy") else 4
-    spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
-    text = Text(f"{cell.mean:.{digits}f}{spread}")
+    spread = "" if cell.std is None else f" ± {format_number(cell.std, cell.metric)}"
+    text = Text(f"{format_number(cell.mean, cell.metric)}{spread}")
     return Text.assemble(diverged, "; ", text) if cell.diverged else text
-
-
-def _p_value(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _choices(cell: CellReport, report: Report) -> tuple[tuple[str, Scalar], ...]:
-    return tuple((name, cell.axes[name]) for name in report.choices)
-
-
-def _combinations(cells: Iterable[CellReport]) -> list[tuple[tuple[str, Scalar], ...]]:
-    grid = ("dataset", "model")
-    return list(
-        dict.fromkeys(
-            tuple((name, value) for name, value in cell.axes.items() if name not in grid)
-            for cell in cells
-        )
-    )
-
-
-def _datasets(cells: Iterable[CellReport]) -> list[Scalar]:
-    return list(dict.fromkeys(cell.axes["dataset"] for cell in cells))

@@ -1,0 +1,118 @@
+"""The look that all figures share, and how they become files.
+
+Colours are those of Okabe and Ito, told apart by colour-blind readers too.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+
+from qbench.trial import write_whole
+
+INK, MUTED, GRID = "#1f2328", "#59636e", "#d8dee4"
+ALARM = "#b3261e"
+
+
+def new_figure(title: str, *, width: float, height: float, mark: str) -> Figure:
+    """A white figure with its title at the left, and a warning at the right where there is one."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold", color=INK)
+    if mark:
+        figure.text(
+            0.985,
+            1 - 0.1 / height,
+            mark,
+            ha="right",
+            va="top",
+            fontsize=9,
+            fontweight="bold",
+            color="white",
+            bbox={"boxstyle": "round,pad=0.35", "facecolor": ALARM, "edgecolor": "none"},
+        ).set_in_layout(False)
+    return figure
+
+
+def style(axes: Axes, title: str, *, xlabel: str = "", ylabel: str = "") -> None:
+    """Plain axes: two thin spines, small muted labels, the title at the left."""
+    if title:
+        axes.set_title(title, loc="left", fontsize=9.5, color=INK, parse_math=False)
+    axes.set_xlabel(xlabel, fontsize=8.5, color=MUTED)
+    axes.set_ylabel(ylabel, fontsize=8.5, color=MUTED)
+    axes.tick_params(labelsize=8, colors=MUTED, length=3, width=0.6)
+    axes.set_axisbelow(True)
+    axes.set_facecolor("white")
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(MUTED)
+        spine.set_linewidth(0.6)
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], *, columns: int) -> None:
+    """A legend under all panels, at the left."""
+    legend = figure.legend(
+        handles=list(handles),
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        handlelength=2.2,
+        columnspacing=1.4,
+    )
+    plain(legend)
+
+
+def key(marker: str, label: str, **options: Any) -> Line2D:
+    """A marker for the legend."""
+    return Line2D([], [], color=INK, linestyle="", marker=marker, label=label, **options)
+
+
+def plain(legend: Legend) -> None:
+    """Names are names: a dollar sign in one starts no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+        text.set_color(INK)
+
+
+def cross(axes: Axes, x: float, y: float) -> None:
+    """The red cross at which a diverged curve ends."""
+    axes.plot(
+        x, y, marker="x", color=ALARM, markersize=7, markeredgewidth=2, zorder=5, clip_on=False
+    )
+
+
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write each figure as ``<name>.png`` (150 dpi) and ``<name>.svg``; returns the paths.
+
+    The same figure gives the same bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=150, metadata={"Software": None})
+        write_whole(png, image.getvalue())
+        write_whole(svg, to_svg(figure))
+        paths += [png, svg]
+    return paths
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG, its text as text; the same figure gives the same characters."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "quadnets", "svg.fonttype": "none"}):
+        figure.savefig(
+            buffer,
+            format="svg",
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

@@ -1,0 +1,97 @@
+"""How a report says things, the same on the terminal, on the page and in figures."""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from qbench.table import Metric, Scalar
+
+Verdict = Literal["holds", "does not hold", "not decided", "not tested"]
+Tone = Literal["good", "bad", "open", "none"]
+
+VERDICTS: Mapping[Verdict, tuple[str, Tone]] = {
+    "holds": ("✓", "good"),
+    "does not hold": ("✗", "bad"),
+    "not decided": ("?", "open"),
+    "not tested": ("–", "none"),
+}
+"""Each verdict's symbol, and the tone to show it in."""
+
+_METRICS: Mapping[Metric, tuple[str, str]] = {
+    "test_accuracy": ("test accuracy", " (%)"),
+    "train_accuracy": ("training accuracy", " (%)"),
+    "train_loss": ("training loss", " (nats)"),
+    "test_loss": ("test loss", " (nats)"),
+    "margin": ("margin Δμ", ""),
+}
+
+
+def metric_name(metric: Metric) -> str:
+    """A metric in words.
+
+    >>> metric_name("train_loss")
+    'training loss'
+    """
+    return _METRICS[metric][0]
+
+
+def metric_with_unit(metric: Metric) -> str:
+    """A metric in words, with its unit where it has one.
+
+    >>> metric_with_unit("test_accuracy")
+    'test accuracy (%)'
+    """
+    return "".join(_METRICS[metric])
+
+
+def format_number(
+    value: float | None, metric: Metric, *, sign: bool = False, precise: bool = False
+) -> str:
+    """Accuracies with one decimal, all else with four; large numbers as powers of ten.
+
+    ``precise`` gives accuracies a second decimal, where two of them are compared.
+
+    >>> format_number(97.249, "test_accuracy"), format_number(-0.5, "margin", sign=True)
+    ('97.2', '−0.5000')
+    >>> format_number(154346196.8, "train_loss"), format_number(None, "margin")
+    ('1.54e+08', '–')
+    >>> format_number(97.249, "test_accuracy", precise=True)
+    '97.25'
+    """
+    if value is None:
+        return "–"
+    digits = (2 if precise else 1) if metric.endswith("accuracy") else 4
+    form = f"{'+' if sign else ''}.{digits}f" if abs(value) < 1e4 else ".2e"
+    shown = f"{value:{form}}"
+    if not sign and shown.startswith("-") and not shown.strip("-0."):
+        shown = shown[1:]
+    return shown.replace("-", "−")
+
+
+def format_p(value: float | None) -> str:
+    """A p-value with three decimals.
+
+    >>> format_p(0.0031), format_p(1e-9), format_p(None)
+    ('0.003', '<0.001', '')
+    """
+    if value is None:
+        return ""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def format_value(value: Scalar) -> str:
+    """A value of an axis.
+
+    >>> format_value("maxabs"), format_value(1.0)
+    ('maxabs', '1')
+    """
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names as a sentence lists them.
+
+    >>> listed(["iris", "wine", "digits"])
+    'iris, wine and digits'
+    """
+    words = [str(name) for name in names]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
