@@ -139,7 +139,9 @@ def test_a_diverged_trial_is_counted_and_never_in_a_mean() -> None:
     report = build_report(made, *results(made, [80, 81, 82, 83], [90, None, 92, None]))
     cell = report.cells[1]
     assert (cell.mean, cell.n, cell.diverged, cell.diverged_at) == (91.0, 2, 2, (8, 10))
-    assert any(note.startswith("2 of 8 trials diverged") for note in report.notes)
+    assert report.notes[-1].startswith(
+        "2 of 8 trials diverged (a loss that is not finite) at step 8 to 10."
+    )
 
 
 def test_all_diverged_leaves_no_mean() -> None:

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _METRICS_PER_CALL = 1000  # more is refused by the server
 _POINTS = 26  # of each curve; the run folder has them all
+_GATHER = 10.0  # seconds: each publish searches the whole store, so many results share one
 
 
 def default_uri(out: Path) -> str:
@@ -269,7 +271,7 @@ def _run_when_idle(wanted: bool) -> None:
 
 
 def _batches() -> Iterator[list[str]]:
-    """Lines of standard input, as many at a time as have come while the last were published."""
+    """Lines of standard input: those that come within ``_GATHER`` of a first one together."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -280,14 +282,18 @@ def _batches() -> Iterator[list[str]]:
         lines.put("")
 
     threading.Thread(target=read, daemon=True).start()
-    ended = False
-    while not ended:
+    while True:
         batch = [lines.get()]
-        while not lines.empty():
-            batch.append(lines.get())
-        ended = "" in batch
+        until = time.monotonic() + _GATHER
+        while batch[-1]:
+            try:
+                batch.append(lines.get(timeout=max(0.0, until - time.monotonic())))
+            except queue.Empty:
+                break
         if named := [line for line in batch if line]:
             yield named
+        if not batch[-1]:
+            return
 
 
 if __name__ == "__main__":

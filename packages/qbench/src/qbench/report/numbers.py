@@ -290,11 +290,12 @@ def _notes(table: Table, present: Sequence[tuple[Cell, list[Result]]]) -> list[s
         )
         notes.append(f"The outcome depends on {name}: {choice.why}. {shown}")
     trials = [result for _, found in present for result in found]
-    diverged = sum(result.status == "diverged" for result in trials)
-    if diverged:
+    lost = [result.diverged_at for result in trials if result.diverged_at is not None]
+    if lost:
+        steps = f"step {min(lost)}" + (f" to {max(lost)}" if len(set(lost)) > 1 else "")
         notes.append(
-            f"{diverged} of {len(trials)} trials diverged (a loss that is not finite). They are "
-            "counted beside each mean, and are not in it."
+            f"{len(lost)} of {len(trials)} trials diverged (a loss that is not finite) at {steps}. "
+            "They are counted beside each mean, and are not in it."
         )
     return notes
 

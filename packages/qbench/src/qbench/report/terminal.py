@@ -22,6 +22,9 @@ from qbench.report.wording import (
 
 _STYLES: dict[Tone, str] = {"good": "green", "bad": "red", "open": "yellow", "none": "dim"}
 
+_SIDE_BY_SIDE = 4
+"""Combinations of choices in one grid."""
+
 
 def print_report(report: Report, console: Console) -> None:
     """Print the report: notes, one table per dataset, the claims, and what the open choices do."""
@@ -45,7 +48,7 @@ def render(report: Report) -> RenderableType:
         if rows:
             parts.append(_dataset_grid(report, dataset, rows))
     if len(report.combinations) > 1:
-        parts.append(_choices_grid(report))
+        parts += _choices_grids(report)
     parts += _claims_grids(report)
     parts.append(Text(_closing(report), style="dim"))
     return Group(*parts)
@@ -112,25 +115,28 @@ def _claimed(cell: CellReport, report: Report) -> Text:
     return Text("\n").join(parts)
 
 
-def _choices_grid(report: Report) -> Grid:
+def _choices_grids(report: Report) -> Iterator[Grid]:
+    """The means under every combination of choices, side by side as far as 80 columns go."""
     varied = ", ".join(report.varied)
     metric = metric_with_unit(report.cells[0].metric)
-    grid = _grid(f"What the paper leaves open decides: {metric} by {varied}")
-    grid.add_column("dataset")
-    grid.add_column("model", no_wrap=True)
-    for choices in report.combinations:
-        grid.add_column(_heading(report, choices), justify="right", no_wrap=True)
     by_place = {
         (cell.axes["dataset"], cell.axes["model"], report.choices_of(cell)): cell
         for cell in report.cells
     }
-    for dataset in report.datasets:
-        for model in report.models:
-            cells = [by_place.get((dataset, model, choices)) for choices in report.combinations]
-            if any(cells):
-                grid.add_row(dataset, model, *("" if c is None else _mean(c) for c in cells))
-        grid.add_section()
-    return grid
+    for first in range(0, len(report.combinations), _SIDE_BY_SIDE):
+        combinations = report.combinations[first : first + _SIDE_BY_SIDE]
+        grid = _grid(f"What the paper leaves open decides: {metric} by {varied}")
+        grid.add_column("dataset", no_wrap=True)
+        grid.add_column("model", no_wrap=True)
+        for choices in combinations:
+            grid.add_column(_heading(report, choices), justify="right")
+        for dataset in report.datasets:
+            for model in report.models:
+                cells = [by_place.get((dataset, model, choices)) for choices in combinations]
+                if any(cells):
+                    grid.add_row(dataset, model, *("" if c is None else _brief(c) for c in cells))
+            grid.add_section()
+        yield grid
 
 
 def _claims_grids(report: Report) -> Iterator[Grid]:
@@ -168,14 +174,22 @@ def _symbol(verdict: Verdict) -> tuple[str, str]:
 
 
 def _mean(cell: CellReport) -> Text:
-    diverged = Text()
+    """Mean and spread, and how many trials diverged between which steps."""
+    brief = _brief(cell)
+    if cell.diverged_at is None:
+        return brief
+    first, last = cell.diverged_at
+    steps = f" at step {first}" + (f"–{last}" if last != first else "")
+    return Text.assemble(brief, (steps, "red"))
+
+
+def _brief(cell: CellReport) -> Text:
+    """Mean and spread, and how many trials diverged."""
+    parts = []
+    if cell.mean is not None:
+        spread = "" if cell.std is None else f" ± {format_number(cell.std, cell.metric)}"
+        parts.append(Text(f"{format_number(cell.mean, cell.metric)}{spread}"))
     if cell.diverged:
-        diverged = Text(f"{cell.diverged} of {cell.diverged + cell.n} diverged", style="red")
-        if cell.diverged_at is not None:
-            first, last = cell.diverged_at
-            diverged.append(f" at step {first}" + (f"–{last}" if last != first else ""))
-    if cell.mean is None:
-        return diverged
-    spread = "" if cell.std is None else f" ± {format_number(cell.std, cell.metric)}"
-    text = Text(f"{format_number(cell.mean, cell.metric)}{spread}")
-    return Text.assemble(diverged, "; ", text) if cell.diverged else text
+        lost = f"{cell.diverged}/{cell.diverged + cell.n} diverged"
+        parts.append(Text(lost, style="red"))
+    return Text("; ").join(parts)
