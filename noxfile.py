@@ -86,6 +86,7 @@ def lowest(session: nox.Session) -> None:
     out = session.create_tmp() + "/runs"
     session.run("qbench", "run", "xor", "--out", out)
     session.run("qbench", "run", "uci", "--quick", "--only", "dataset=iris", "--out", out)
+    session.run("python", "-c", RECORDED, out, "xor=1", "uci=33")
 
 
 def constraints(session: nox.Session) -> str:
@@ -147,4 +148,17 @@ PROOF = """
 import importlib.util, sys
 name = sys.argv[1]
 sys.exit(f"{name} can be imported here" if importlib.util.find_spec(name) else 0)
+"""
+
+RECORDED = """
+import sys
+from mlflow import MlflowClient
+out, *expected = sys.argv[1:]
+client = MlflowClient(f"sqlite:///{out}/mlflow.db")
+for table, _, trials in (pair.partition("=") for pair in expected):
+    experiment = client.get_experiment_by_name(table)
+    runs = client.search_runs([experiment.experiment_id]) if experiment else []
+    complete = sum(run.data.tags.get("quadnets.complete") == "true" for run in runs)
+    if complete != int(trials):
+        sys.exit(f"MLflow has {complete} of the {trials} trials of {table}")
 """
