@@ -165,7 +165,8 @@ def run(
     console.print(
         f"{trials} trials run in {trained:.0f} s, {len(cells) * number - trials} were there "
         f"already; another {recorded:.0f} s until all were in MLflow.\n"
-        f"Report: {page}\nMLflow: mlflow ui --backend-store-uri {default_uri(out)}",
+        f"Report: {page}\nMLflow: mlflow ui --backend-store-uri {default_uri(out)}  "
+        f"(then: Model training, {table}, Runs)",
         highlight=False,
         soft_wrap=True,
     )
