@@ -1,7 +1,7 @@
 """What the figures draw, compared with the report and with the formula."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,33 +14,20 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from qbench.executor import plan, run_blocks
 from qbench.report.drawing import save_figures, to_svg
 from qbench.report.figures import accuracy_by_model, figures_of, learning_curves
-from qbench.report.numbers import CellReport, Report, build_report
+from qbench.report.numbers import CellReport, Report
 from qbench.report.regions import decision_regions, margin_curve
-from qbench.table import load_table
-from qbench.trial import Result, RunFolder
+from qbench.trial import Result
 
 MODELS = ("linear", "dense", "rank1", "dense-affine")
 Made = tuple[Report, list[Result]]
 
 
-def run(out: Path, table_id: str, seeds: int, **chosen) -> Made:
-    table = load_table(table_id)
-    folder = RunFolder(out, table, create=True)
-    cells = list(table.cells(**chosen))
-    for _ in run_blocks(folder, plan(folder, cells, seeds)):
-        pass
-    results = list(folder.results(cells))
-    return build_report(table, cells, results), results
-
-
 @pytest.fixture(scope="module")
-def uci(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def uci(run_table: Callable[..., Made]) -> Made:
     """Two datasets under two scalings: of raw Wine, rank1 diverges."""
-    return run(
-        tmp_path_factory.mktemp("uci"),
+    return run_table(
         "uci",
         3,
         only={"dataset": ("iris", "wine"), "model": MODELS},
@@ -50,8 +37,8 @@ def uci(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="module")
-def xor(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return run(tmp_path_factory.mktemp("xor"), "xor", 1, choices={"lr": (0.1, 0.3)})
+def xor(run_table: Callable[..., Made]) -> Made:
+    return run_table("xor", 1, choices={"lr": (0.1, 0.3)})
 
 
 @pytest.fixture(autouse=True)

@@ -2,20 +2,18 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
-from qbench.executor import plan, run_blocks
 from qbench.report.claims import ClaimReport
 from qbench.report.figures import figures_of
-from qbench.report.numbers import Report, build_report
+from qbench.report.numbers import Report
 from qbench.report.page import claim_rows, write_page
 from qbench.report.wording import format_p
-from qbench.table import load_table
-from qbench.trial import Result, RunFolder
+from qbench.trial import Result
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(
@@ -24,22 +22,11 @@ needs_browser = pytest.mark.skipif(
 Made = tuple[Report, list[Result]]
 
 
-def run(out: Path, table_id: str, seeds: int, **chosen) -> Made:
-    table = load_table(table_id)
-    folder = RunFolder(out, table, create=True)
-    cells = list(table.cells(**chosen))
-    for _ in run_blocks(folder, plan(folder, cells, seeds)):
-        pass
-    results = list(folder.results(cells))
-    return build_report(table, cells, results), results
-
-
 @pytest.fixture(scope="module")
-def uci(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def uci(run_table: Callable[..., Made]) -> Made:
     """Two datasets under two scalings: of raw Wine, the low-rank models diverge."""
     models = ("linear", "dense", "rank1", "rank4")
-    report, results = run(
-        tmp_path_factory.mktemp("uci"),
+    report, results = run_table(
         "uci",
         3,
         only={"dataset": ("iris", "wine"), "model": models},
@@ -55,8 +42,8 @@ def uci(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="module")
-def xor(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return run(tmp_path_factory.mktemp("xor"), "xor", 1)
+def xor(run_table: Callable[..., Made]) -> Made:
+    return run_table("xor", 1)
 
 
 @pytest.fixture(scope="module")
