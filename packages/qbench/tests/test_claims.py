@@ -96,16 +96,32 @@ def results(
     [
         (ORDER, [80, 81, 80, 82], [90, 91, 91, 90], "holds", "80.75 < 90.50, p < 0.001"),
         (ORDER, [80, 90, 80, 90], [81, 82, 95, 86], "not decided", "85.00 < 86.00, p = 0."),
-        (ORDER, [90, 91, 90, 92], [80, 81, 80, 82], "does not hold", "measured 90.75 and 80.75"),
-        (ORDER, [90, 90, 90, 90], [90, 90, 90, 90], "does not hold", "measured 90.00 and 90.00"),
+        (
+            ORDER,
+            [90, 91, 90, 92],
+            [80, 82, 80, 81],
+            "does not hold",
+            "measured 90.75 and 80.75, p < ",
+        ),
+        (
+            ORDER,
+            [90, 91, 90, 92],
+            [91, 89, 92, 90],
+            "not decided",
+            "measured 90.75 and 90.50, p = ",
+        ),
+        (ORDER, [80, 80, 80], [90, 90, 90], "not decided", "80.00 < 90.00, no variation to test"),
+        (ORDER, [90, 90, 90, 90], [90, 90, 90, 90], "not decided", "measured 90.00 and 90.00, no "),
         (ORDER, [80], [90], "not decided", "80.00 < 90.00, too few seeds to test"),
         (ORDER, [80, 80], [], "not tested", "no results for rank1"),
         (ORDER, [80, 80], [90, None], "does not hold", "rank1 diverged in 1 of 2"),
+        (ORDER, [80, None], [90, 91], "not decided", "linear diverged in 1 of 2"),
         (LOSS, [80, 81, 80, 82], [90, 91, 91, 90], "holds", "19.2500 > 9.5000, p < 0.001"),
         (CLOSE, [90.0, 91.0], [90.5, 90.6], "holds", "90.50 and 90.55: 0.05 apart"),
         (CLOSE, [90.0, 91.0], [95.0, 95.0], "does not hold", "90.50 and 95.00: 4.50 apart"),
-        (VALUE, [], [89.6, 89.8], "holds", "measured 89.70"),
-        (VALUE, [], [89.0, 89.2], "does not hold", "measured 89.10"),
+        (VALUE, [], [89.2, 89.3, 89.4], "holds", "measured 89.30, 95 % interval 89.05 … 89.55"),
+        (VALUE, [], [90], "not decided", "too few seeds for an interval"),
+        (VALUE, [], [89.0, 89.1, 89.2], "does not hold", "measured 89.10, 95 % interval 88.85"),
         (RISES, [80], [90], "holds", "never falls between recorded steps"),
         (RISES, [80], [5], "does not hold", "falls at step 10"),
         (LIMIT, [89.5], [90.5], "holds", "ends at "),
@@ -164,7 +180,7 @@ def test_what_the_outcome_depends_on_is_said_with_the_command_for_the_rest() -> 
     made = table(ORDER)
     note = build_report(made, *results(made, [80] * 4, [90] * 4)).notes[0]
     assert note == (
-        "The outcome depends on scaling: it is not stated. Shown: maxabs; for the rest "
+        "The outcome may depend on scaling: it is not stated. Shown: maxabs; for the rest "
         "(raw, minmax): qbench run toy --axis scaling=all"
     )
 
@@ -176,7 +192,7 @@ def test_that_the_outcome_depends_on_a_choice_is_said_when_all_of_it_was_run() -
         made, [c for cs, _ in runs for c in cs], [r for _, rs in runs for r in rs]
     )
     assert report.notes == [
-        "The outcome depends on scaling: it is not stated. All its values are shown."
+        "The outcome may depend on scaling: it is not stated. All its values are shown."
     ]
     assert report.command == "qbench run toy --axis scaling=all"
 

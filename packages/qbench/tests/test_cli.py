@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -161,6 +162,18 @@ def test_a_full_report_is_not_made_from_a_reduced_run(out: Path) -> None:
     assert done.returncode == 2
     assert "no results of table 'uci'" in done.stderr
     assert "--quick" in done.stderr
+
+
+def test_a_report_that_cannot_be_written_is_one_sentence(out: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(out, folder)
+    (folder / "uci" / "report-reduced.json").unlink()
+    (folder / "uci" / "report-reduced.json").mkdir()
+    done = qbench("report", "uci", "--quick", "--out", str(folder))
+    assert done.returncode == 2
+    assert done.stderr.startswith("qbench: Is a directory (")
+    assert "repair that, run again" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_completion_offers_tables() -> None:

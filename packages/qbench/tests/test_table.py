@@ -1,5 +1,7 @@
 """Tables are data: every file is validated here, and nothing is trained."""
 
+import re
+
 import pytest
 
 from qbench.errors import UserError
@@ -38,7 +40,8 @@ def test_uci_is_the_supplements_recipe_with_440_trials() -> None:
     table = load_table("uci")
     assert len(list(table.cells())) * table.seeds == 440
     assert table.axes["scaling"] == ("maxabs", "raw", "minmax", "standard")
-    assert (table.recipe.lr, table.recipe.epochs, table.recipe.test_fraction) == (0.01, 1000, 0.2)
+    assert (table.recipe.lr, table.recipe.epochs) == (0.01, 1000)
+    assert table.defaults == {"scaling": "maxabs", "init_scale": 1.0, "test_fraction": 0.2}
     everything = list(table.cells(choices={"scaling": table.axes["scaling"]}))
     assert len(everything) == 4 * 44
 
@@ -62,6 +65,7 @@ def test_xor_starts_from_the_papers_vectors_and_keeps_its_steps() -> None:
         ("  scaling: {", "  scalingg: {", "unknown choice 'scalingg': did you mean 'scaling'?"),
         ("also: [raw]", "also: [rawish]", "Input should be 'raw', 'maxabs', 'minmax'"),
         ("dataset: [iris]", "dataset: [irish]", "Input should be 'iris'"),
+        ("epochs: 10", "epochs: 10, snapshots: [11]", "step 11 is after the last one, 10"),
         ("epochs: 10", "epochs: 0", "recipe.epochs: Input should be greater than or equal to 1"),
         ("id: toy", "id: ../toy", "id: String should match pattern"),
         ("id: toy", "id: [", "toy.yaml is not YAML"),
@@ -103,9 +107,41 @@ def test_cells_can_be_restricted_and_choices_widened() -> None:
         table.cells({"dataset": ("wine",), "model": ("linear",)}, {"init_scale": ("0.1",)})
     )
     assert [cell.axes for cell in cells] == [
-        {"dataset": "wine", "model": "linear", "scaling": "maxabs", "init_scale": 0.1}
+        {
+            "dataset": "wine",
+            "model": "linear",
+            "scaling": "maxabs",
+            "init_scale": 0.1,
+            "test_fraction": 0.2,
+        }
     ]
     assert cells[0].recipe.init_scale == 0.1
+
+
+def test_a_value_named_twice_is_run_once() -> None:
+    cells = load_table("uci").cells({"dataset": ("wine", "wine")}, {"scaling": ("raw", "raw")})
+    assert len(list(cells)) == 11
+
+
+def test_the_whole_recipe_is_part_of_the_identity() -> None:
+    resolved = next(load_table("uci").cells()).resolved
+    assert resolved["recipe"]["lr"] == 0.01
+    assert resolved["recipe"]["optimizer"] == "sgd"
+    assert resolved["model"] == {"kind": "linear", "rank": None, "affine": False, "start": {}}
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ("{dataset: irish, model: linear}", "unknown dataset 'irish': did you mean 'iris'?"),
+        ("{modle: linear}", "unknown axis 'modle': did you mean 'model'?"),
+        ("{dataset: iris}", "a claimed value needs a model"),
+    ],
+)
+def test_a_claimed_value_must_name_a_cell(claim: str, message: str) -> None:
+    text = f"{GOOD}  - {{cell: {claim}, metric: test_accuracy, value: 90, source: S}}\n"
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse_table(text, "toy.yaml")
 
 
 def test_a_reduced_cell_is_another_trial() -> None:

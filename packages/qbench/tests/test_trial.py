@@ -1,6 +1,7 @@
 """Results are written whole or not at all, and only results are read."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -50,6 +51,25 @@ def test_a_file_that_is_no_result_is_named_with_the_way_out(folder: RunFolder) -
         path.write_text(text)
         with pytest.raises(UserError, match=r"result\.json is not a result .* run again"):
             list(folder.results(XOR.cells()))
+
+
+def test_a_result_of_another_version_is_void_whatever_it_holds(folder: RunFolder) -> None:
+    (result,) = folder.results(XOR.cells())
+    path = folder.result_path(result.key)
+    old = {**json.loads(path.read_text()), "version": 0, "axes": {"gone": 1}, "no_longer": True}
+    path.write_text(json.dumps(old))
+    assert list(folder.results(XOR.cells())) == []
+
+
+def test_values_that_are_not_finite_survive_the_file(folder: RunFolder) -> None:
+    (result,) = folder.results(XOR.cells())
+    history = {**result.history, "test_loss": (1.0, math.inf, math.nan)}
+    metrics = {**result.metrics, "test_loss": math.inf}
+    path = folder.write(result.model_copy(update={"history": history, "metrics": metrics}))
+    json.loads(path.read_text(), parse_constant=pytest.fail)
+    restored = read_result(path)
+    assert restored.metrics["test_loss"] == math.inf
+    assert str(restored.history["test_loss"]) == "(1.0, inf, nan)"
 
 
 def test_foreign_files_in_the_folder_are_left_alone(folder: RunFolder) -> None:

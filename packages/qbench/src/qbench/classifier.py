@@ -19,7 +19,7 @@ def build_classifier(
     LowRankForm(in_features=4, out_features=3, rank=2, signed=False, affine=False)
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = _build(spec, features, classes, init_scale)
     with torch.no_grad():
         for name, values in spec.start.items():

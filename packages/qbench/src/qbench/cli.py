@@ -1,6 +1,7 @@
 """The command line: ``qbench list | run | report``. Every command calls the library and prints."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -140,7 +141,10 @@ def run(
 
     check_device(device)
     console = Console()
+    if quick and loaded.quick is None:
+        console.print(f"{table} is quick as it is: --quick changes nothing.")
     reduced = quick and loaded.quick is not None
+    trials = 0
     started = time.perf_counter()
     publisher = Publisher(out, [default_uri(out), *([tracking_uri] if tracking_uri else [])])
     try:
@@ -149,6 +153,7 @@ def run(
         blocks = plan(folder, cells, number)
         with _progress(blocks, console) as on_progress:
             for _, results in run_blocks(folder, blocks, device, on_progress):
+                trials += len(results)
                 for result in results:
                     publisher.send(folder.result_path(result.key))
         trained = time.perf_counter() - started
@@ -157,16 +162,16 @@ def run(
     except KeyboardInterrupt:
         publisher.end()
         _stopped(folder, sys.argv[1:])
-    trials = sum(len(block.seeds) for block in blocks)
     recorded = time.perf_counter() - started - trained
     report, found = report_of(folder, reduced=reduced)
     page = write_report(report, found, folder)
     print_report(report, console)
+    mlflow_ui = f"mlflow ui --backend-store-uri {shlex.quote(default_uri(out))}"
     console.print(
         f"{trials} trials run in {trained:.0f} s, {len(cells) * number - trials} were there "
-        f"already; another {recorded:.0f} s until all were in MLflow.\n"
-        f"Report: {page}\nMLflow: mlflow ui --backend-store-uri {default_uri(out)}  "
-        f"(then: Model training, {table}, Runs)",
+        "already"
+        + ("" if problem else f"; another {recorded:.0f} s until all were in MLflow")
+        + f".\nReport: {page}\nMLflow: {mlflow_ui}  (then: Model training, {table}, Runs)",
         highlight=False,
         soft_wrap=True,
     )
@@ -284,6 +289,11 @@ def main() -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(
+            f"{error.strerror or error}{where}; what was finished is kept: repair that, run again"
+        )
     except Exception as error:
         # typer's usage errors share no public base class over the versions; they all format
         # themselves

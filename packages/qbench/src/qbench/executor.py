@@ -64,12 +64,17 @@ def run_blocks(
     for block in blocks:
         try:
             with folder.lock(block.cell).acquire(timeout=0):
-                yield block, _run_missing(folder, block, device, on_progress)
+                results = _run_missing(folder, block, device, on_progress)
         except Timeout:
             busy.append(block)
+            continue
+        on_progress(block, 1.0)
+        yield block, results
     for block in busy:
         with folder.lock(block.cell):
-            yield block, _run_missing(folder, block, device, on_progress)
+            results = _run_missing(folder, block, device, on_progress)
+        on_progress(block, 1.0)
+        yield block, results
 
 
 def keep_freed_memory() -> None:
@@ -104,8 +109,14 @@ def _run_missing(
         if seeds
         else []
     )
+    failed: OSError | None = None
     for result in results:
-        folder.write(result)
+        try:
+            folder.write(result)
+        except OSError as error:  # the others may still fit on the disk
+            failed = error
+    if failed is not None:
+        raise failed
     return results
 
 

@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,7 @@ class _Replica:
 
 def _share(step: int, result: Result, seconds: float) -> int:
     """Milliseconds into the block at which a step was reached; the same at every publishing."""
-    return int(1000 * seconds * step / max(result.step[-1], 1))
+    return int(1000 * seconds * step / result.resolved["recipe"]["epochs"])
 
 
 def _points(result: Result) -> Iterator[tuple[str, int, float]]:
@@ -165,9 +166,14 @@ def _points(result: Result) -> Iterator[tuple[str, int, float]]:
 
 
 def _params(result: Result) -> dict[str, str]:
-    recipe = {key: str(value) for key, value in result.resolved["recipe"].items()}
-    axes = {key: str(value) for key, value in result.axes.items()}
-    return {**recipe, **axes, "seed": str(result.seed), "parameters": str(result.parameters)}
+    known: dict[str, Any] = {
+        **{f"model.{key}": value for key, value in result.resolved["model"].items()},
+        **result.resolved["recipe"],
+        **result.axes,
+        "seed": result.seed,
+        "parameters": result.parameters,
+    }
+    return {key: str(value) for key, value in known.items()}
 
 
 def _tags(result: Result) -> dict[str, str]:
@@ -220,7 +226,8 @@ class Publisher:
     def end(self) -> None:
         """Tell it to stop after what it has been sent, without waiting."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # it has died; the next run catches up
+                self._process.stdin.close()
         self._errors.close()
 
     def close(self) -> str:
@@ -240,7 +247,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run folders")
     parser.add_argument("--to", action="append", required=True, help="tracking URI; repeatable")
     arguments = parser.parse_args()
-    _run_when_idle(True)
+    # training's threads wait for one another: on few cores, whatever takes a share slows them all
+    if hasattr(os, "nice"):
+        os.nice(19)
     failed: dict[str, str] = {}
     unsent: dict[str, list[Result]] = {uri: [] for uri in arguments.to}
     for lines in _batches():
@@ -259,27 +268,17 @@ def main() -> None:
         sys.exit(1)
 
 
-def _run_when_idle(wanted: bool) -> None:
-    """Whether this process takes only processor time that nothing else wants.
-
-    While there is training to come, it does: on few cores, anything else would make the training's
-    threads wait for one another. Systems without such a policy leave it at the default.
-    """
-    if hasattr(os, "SCHED_IDLE"):
-        policy = os.SCHED_IDLE if wanted else os.SCHED_OTHER
-        os.sched_setscheduler(os.getpid(), policy, os.sched_param(0))
-
-
 def _batches() -> Iterator[list[str]]:
     """Lines of standard input: those that come within ``_GATHER`` of a first one together."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
         # in a thread of its own, so that the sender's pipe never fills while a store is slow
-        for line in sys.stdin:
-            lines.put(line.rstrip("\n"))
-        _run_when_idle(False)  # the sender waits for the rest
-        lines.put("")
+        try:
+            for line in sys.stdin:
+                lines.put(line.rstrip("\n"))
+        finally:
+            lines.put("")
 
     threading.Thread(target=read, daemon=True).start()
     while True:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -218,7 +217,26 @@ class Table(Frozen):
                 raise ValueError(str(unknown("choice", axis, Recipe.model_fields)))
             for value in choice.values:
                 Recipe.model_validate({**self.recipe.model_dump(), axis: value})
+        for claim in self.claims:
+            if isinstance(claim, ValueClaim):
+                self._check_cell(claim.cell)
+        late = [step for step in self.recipe.snapshots if step > self.recipe.epochs]
+        if late:
+            raise ValueError(
+                f"snapshots: step {late[0]} is after the last one, {self.recipe.epochs}"
+            )
         return self
+
+    def _check_cell(self, cell: Mapping[str, str]) -> None:
+        for axis, value in cell.items():
+            if axis not in self.axes:
+                raise ValueError(str(unknown("axis", axis, self.axes)))
+            try:
+                self._value(axis, value)
+            except UserError as error:
+                raise ValueError(str(error)) from error
+        if "model" not in cell:
+            raise ValueError("cell: a claimed value needs a model")
 
     @property
     def axes(self) -> dict[str, tuple[Scalar, ...]]:
@@ -255,7 +273,7 @@ class Table(Frozen):
         for axis, values in {**(only or {}), **(choices or {})}.items():
             if axis not in wanted:
                 raise unknown("axis", axis, wanted)
-            wanted[axis] = tuple(self._value(axis, value) for value in values)
+            wanted[axis] = tuple(dict.fromkeys(self._value(axis, value) for value in values))
         for combination in itertools.product(*wanted.values()):
             axes = dict(zip(wanted, combination, strict=True))
             yield Cell(self, axes, reduced and self.quick is not None)
@@ -271,9 +289,8 @@ class Table(Frozen):
 class Cell:
     """One combination of a table's axes: what is run over several seeds.
 
-    >>> cell = next(load_table("uci").cells())
-    >>> cell.axes
-    {'dataset': 'iris', 'model': 'linear', 'scaling': 'maxabs', 'init_scale': 1.0}
+    >>> next(load_table("xor").cells()).axes
+    {'dataset': 'xor', 'model': 'rank1', 'lr': 0.1}
     """
 
     table: Table
@@ -300,12 +317,11 @@ class Cell:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """Everything that decides the result, but the seed; what equals a field's default is left
-        out."""
+        """Everything that decides the result, but the seed."""
         return {
             "dataset": self.dataset,
-            "model": self.model.model_dump(mode="json", exclude_defaults=True),
-            "recipe": self.recipe.model_dump(mode="json", exclude_defaults=True),
+            "model": self.model.model_dump(mode="json"),
+            "recipe": self.recipe.model_dump(mode="json"),
         }
 
     @property
@@ -350,11 +366,6 @@ def load_table(name: str) -> Table:
         raise unknown("table", name, table_names())
     text = (resources.files("qbench") / "tables" / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_table(text, f"{name}.yaml")
-
-
-def read_table(path: Path) -> Table:
-    """The table in a file of one's own; raises ``UserError`` for a file that does not fit."""
-    return parse_table(path.read_text(encoding="utf-8"), path.name)
 
 
 def parse_table(text: str, name: str) -> Table:

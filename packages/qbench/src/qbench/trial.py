@@ -1,5 +1,6 @@
 """A trial's record and the folder that holds it: the truth about what was measured."""
 
+import json
 import os
 import platform
 import subprocess
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from qbench.errors import UserError
-from qbench.table import Cell, Frozen, Scalar, Table
+from qbench.table import Cell, Frozen, Scalar, Table, identity
 
 _VERSIONS = ("torch", "numpy", "scikit-learn", "quadnets-core", "quadnets-zoo", "quadnets-bench")
 
@@ -38,8 +39,11 @@ class Result(Frozen):
     """What a trial left: one cell, one seed.
 
     ``metrics`` are the values after the last step, None where the trial diverged; ``history`` has
-    the same metrics along ``step``. Accuracies are in percent.
+    the same metrics along ``step``. Accuracies are in percent. Values that are not finite are
+    written as text, which JSON can hold.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     key: str
     table: str
@@ -114,9 +118,11 @@ class RunFolder:
         order = {cell.key: index for index, cell in enumerate(cells)}
         found = []
         for path in self.path.glob("*/result.json"):
+            if _is_of_another_version(path, self.table):
+                continue
             result = read_result(path)
-            cell_key = Cell(self.table, result.axes, result.reduced).key
-            if result.version == self.table.version and cell_key in order:
+            cell_key = identity(result.table, result.version, result.resolved)
+            if cell_key in order:
                 found.append((order[cell_key], result.seed, result))
         for _, _, result in sorted(found, key=lambda item: item[:2]):
             yield result
@@ -131,6 +137,15 @@ def read_result(path: Path) -> Result:
             f"{path} is not a result of this version of qbench "
             f"({error.errors()[0]['msg']}): delete its folder and run again"
         ) from error
+
+
+def _is_of_another_version(path: Path, table: Table) -> bool:
+    """Whether a result belongs to another version of the table, whatever else the file holds."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        return False  # no result at all: reading it says so
+    return isinstance(found, dict) and found.get("version", table.version) != table.version
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -180,7 +195,8 @@ def commit() -> str | None:
         # a wheel inside somebody else's repository is not a file of that repository
         _git("ls-files", "--error-unmatch", here.name, cwd=here.parent)
         head = _git("rev-parse", "HEAD", cwd=here.parent)
-        return head + ("+" if _git("status", "--porcelain", cwd=here.parent) else "")
+        changed = _git("status", "--porcelain", "--", ":/packages", cwd=here.parent)
+        return head + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

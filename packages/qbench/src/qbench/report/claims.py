@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from qbench.report.statistics import compare_paired, holm
+from qbench.report.statistics import compare_paired, holm, summarize
 from qbench.report.wording import Verdict, format_number, format_p, metric_name
 from qbench.table import (
     RISING,
@@ -27,9 +27,10 @@ LEVEL = 0.05
 class ClaimReport(Frozen):
     """A claim under one combination of the unstated choices.
 
-    ``verdict``: *holds* and *does not hold* are what was measured; *not decided* is a claimed
-    order that the means show and the test does not (p ≥ 0.05, paired, Holm over the claims of
-    these choices); *not tested* lacks results. ``models`` are the models it speaks of, ``subject``
+    ``verdict``: *holds* and *does not hold* are what was measured; *not decided* is an order that
+    the test does not support, either way (p ≥ 0.05, paired, Holm over the claims of these
+    choices), or that lost trials of another model than the praised one to divergence; *not
+    tested* lacks results. ``models`` are the models it speaks of, ``subject``
     the one it praises, where there is one; ``statement`` is the claim for any dataset, ``short``
     in the fewest words; ``why`` gives the figures.
     """
@@ -75,7 +76,7 @@ def judge(
     A reduced run decides nothing: its figures are given, and the verdict is *not tested*.
     """
     samples = {(cell.dataset, str(cell.axes["model"])): _Sample(results) for cell, results in group}
-    open_orders: list[tuple[int, float]] = []
+    open_orders: list[tuple[int, Verdict, float]] = []
     reports: list[ClaimReport] = []
     for claim in table.claims:
         datasets = (
@@ -84,7 +85,8 @@ def judge(
         for dataset in datasets:
             verdict, why, p_value = _judge(claim, table, dataset, samples)
             if p_value is not None:
-                open_orders.append((len(reports), p_value))
+                open_orders.append((len(reports), verdict, p_value))
+                verdict = "not decided"
             reports.append(
                 ClaimReport(
                     text=f"{_text(claim)} on {dataset}",
@@ -99,11 +101,11 @@ def judge(
                     why=why,
                 )
             )
-    # an order that the means show is decided by its test, corrected over all such claims together
-    for (index, _), adjusted in zip(
-        open_orders, holm([p_value for _, p_value in open_orders]), strict=True
+    # what the means say of an order is decided by its test, corrected over all such claims
+    for (index, said, _), adjusted in zip(
+        open_orders, holm([p_value for _, _, p_value in open_orders]), strict=True
     ):
-        decided: Verdict = "holds" if adjusted < LEVEL else "not decided"
+        decided: Verdict = said if adjusted < LEVEL else "not decided"
         reports[index] = reports[index].model_copy(
             update={"verdict": decided, "why": f"{reports[index].why}, p {_equals(adjusted)}"}
         )
@@ -118,7 +120,7 @@ def judge(
 def _judge(
     claim: Claim, table: Table, dataset: str, samples: Mapping[tuple[str, str], _Sample]
 ) -> tuple[Verdict, str, float | None]:
-    """Verdict, figures, and the p-value where a test has yet to decide."""
+    """What the means say, the figures, and the p-value where a test has yet to confirm it."""
     found = [(model, samples.get((dataset, model))) for model in _models(claim, table)]
     missing = [model for model, sample in found if sample is None]
     if missing:
@@ -129,7 +131,9 @@ def _judge(
         counts = (
             f"{model} diverged in {s.diverged} of {len(s.results)}" for model, s in lost.items()
         )
-        return "does not hold", "; ".join(counts), None
+        subject = _subject(claim)
+        refuted = subject is None or subject in lost
+        return ("does not hold" if refuted else "not decided"), "; ".join(counts), None
     if isinstance(claim, OrderClaim):
         return _judge_order(claim, present)
     if isinstance(claim, CloseClaim):
@@ -153,32 +157,47 @@ def _judge(
             f"ends at {format_number(furthest, claim.limit)}",
             None,
         )
-    mean = present[str(claim.cell["model"])].mean(claim.metric)
-    holds = abs(mean - claim.value) <= (claim.spread or 0.0)
-    return (
-        ("holds" if holds else "does not hold"),
-        f"measured {format_number(mean, claim.metric, precise=True)}",
-        None,
-    )
+    return _judge_value(claim, present[str(claim.cell["model"])])
+
+
+def _judge_value(claim: ValueClaim, sample: _Sample) -> tuple[Verdict, str, None]:
+    """Whether the claimed value with its spread meets the measured mean with its 95 % interval."""
+    measured = summarize(list(sample.values(claim.metric).values()))
+    if measured is None or measured.interval95 is None:
+        return "not decided", "too few seeds for an interval", None
+    low, high = measured.interval95
+    spread = claim.spread or 0.0
+    holds = low - spread <= claim.value <= high + spread
+    shown = [
+        format_number(value, claim.metric, precise=True) for value in (measured.mean, low, high)
+    ]
+    why = f"measured {shown[0]}, 95 % interval {shown[1]} … {shown[2]}"
+    return ("holds" if holds else "does not hold"), why, None
 
 
 def _judge_order(
     claim: OrderClaim, present: Mapping[str, _Sample]
 ) -> tuple[Verdict, str, float | None]:
+    """What the means say, and the p-value of the pair on which that rests."""
     means = [present[model].mean(claim.by) for model in claim.order]
     direction = 1 if RISING[claim.by] else -1
     shown = [format_number(mean, claim.by, precise=True) for mean in means]
-    if not all(direction * (better - worse) > 0 for worse, better in pairwise(means)):
-        return "does not hold", f"measured {' and '.join(shown)}", None
-    why = f" {'<' if direction > 0 else '>'} ".join(shown)
+    leads = [direction * (better - worse) for worse, better in pairwise(means)]
+    ordered = all(lead > 0 for lead in leads)
+    sign = " < " if direction > 0 else " > "
+    why = sign.join(shown) if ordered else f"measured {' and '.join(shown)}"
     tests = [
         compare_paired(present[better].values(claim.by), present[worse].values(claim.by))
         for worse, better in pairwise(claim.order)
     ]
-    p_values = [test.p_value for test in tests if test is not None]
-    if len(p_values) < len(tests):
+    if any(test is None for test in tests):
         return "not decided", f"{why}, too few seeds to test", None
-    return "not decided", why, max(p_values)
+    p_values = [test.p_value for test in tests if test is not None]
+    deciding = [p for p, lead in zip(p_values, leads, strict=True) if ordered or lead < 0]
+    known = [p for p in deciding if p is not None]
+    if not known or len(known) < len(deciding):
+        return "not decided", f"{why}, no variation to test against", None
+    return ("holds", why, max(known)) if ordered else ("does not hold", why, min(known))
 
 
 def _equals(p_value: float) -> str:

@@ -1,5 +1,6 @@
 """The report as numbers: what ``report.json`` holds and every page shows."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,9 +24,12 @@ class Claimed(Frozen):
 
 
 class Measured(Frozen):
-    """A metric over seeds: mean, standard deviation, number of seeds, 95 % interval of the mean."""
+    """A metric over seeds: mean, standard deviation, number of seeds, 95 % interval of the mean.
 
-    mean: float
+    The mean is None where a value is not finite.
+    """
+
+    mean: float | None
     std: float | None
     n: int
     interval95: tuple[float, float] | None
@@ -152,10 +156,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
     reduced = any(result.reduced for result in results)
     seeds = table.quick.seeds if reduced and table.quick else table.seeds
     missing = sum(max(0, seeds - len(found)) for found in by_cell.values())
-    groups: dict[tuple[Scalar, ...], list[tuple[Cell, list[Result]]]] = {}
-    for cell, found in present:
-        choices = tuple(cell.axes[name] for name in table.unstated)
-        groups.setdefault(choices, []).append((cell, found))
+    groups = _by_choices(table, present)
     latest = max(results, key=lambda result: result.environment.started).environment
     return Report(
         table=table.id,
@@ -166,7 +167,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         reduced=reduced,
         expected=len(results) + missing,
         recorded=len(results),
-        choices={name: _values_run(name, present) for name in table.unstated},
+        choices={name: _values_run(table, name, present) for name in table.unstated},
         open_choices={name: choice.why for name, choice in table.unstated.items()},
         models={
             name: spec
@@ -174,8 +175,8 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
             if any(cell.axes["model"] == name for cell, _ in present)
         },
         control=table.control,
-        warnings=_warnings(table, reduced, len(results), len(results) + missing),
-        notes=_notes(table, present),
+        warnings=_warnings(table, present, reduced, len(results), len(results) + missing),
+        notes=_notes(table, present, latest),
         command=_command(table, present, reduced),
         commit=latest.commit,
         hardware=latest.hardware,
@@ -194,6 +195,25 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
     )
 
 
+def _by_choices(
+    table: Table, present: Sequence[tuple[Cell, list[Result]]]
+) -> dict[tuple[Scalar, ...], list[tuple[Cell, list[Result]]]]:
+    """The cells of each combination of choices, in the table's order: the defaults first."""
+    groups: dict[tuple[Scalar, ...], list[tuple[Cell, list[Result]]]] = {}
+    for cell, found in present:
+        choices = tuple(cell.axes[name] for name in table.unstated)
+        groups.setdefault(choices, []).append((cell, found))
+    orders = [choice.values for choice in table.unstated.values()]
+    return dict(
+        sorted(
+            groups.items(),
+            key=lambda item: [
+                order.index(value) for order, value in zip(orders, item[0], strict=True)
+            ],
+        )
+    )
+
+
 def _cell_reports(table: Table, group: Sequence[tuple[Cell, list[Result]]]) -> list[CellReport]:
     """The cells of one combination of choices; Holm's correction is over all of them."""
     samples = {
@@ -207,7 +227,8 @@ def _cell_reports(table: Table, group: Sequence[tuple[Cell, list[Result]]]) -> l
             comparison = compare_paired(values, control)
             if comparison is not None:
                 comparisons[dataset, model] = comparison
-    adjusted = dict(zip(comparisons, holm([c.p_value for c in comparisons.values()]), strict=True))
+    tested = {place: c.p_value for place, c in comparisons.items() if c.p_value is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     return [_cell_report(table, cell, found, comparisons, adjusted) for cell, found in group]
 
 
@@ -240,7 +261,11 @@ def _cell_report(
         p_value=adjusted.get(place),
         claim=_claimed(table, cell),
         others={
-            name: Measured(mean=s.mean, std=s.std, n=s.n, interval95=s.interval95)
+            name: (
+                Measured(mean=s.mean, std=s.std, n=s.n, interval95=s.interval95)
+                if math.isfinite(s.mean)
+                else Measured(mean=None, std=None, n=s.n, interval95=None)
+            )
             for name, s in others.items()
             if s is not None
         },
@@ -265,22 +290,32 @@ def _seconds(environments: Iterable[Environment]) -> float:
     return sum({e.started: e.seconds for e in environments}.values())
 
 
-def _warnings(table: Table, reduced: bool, recorded: int, expected: int) -> list[str]:
+def _warnings(
+    table: Table,
+    present: Sequence[tuple[Cell, list[Result]]],
+    reduced: bool,
+    recorded: int,
+    expected: int,
+) -> list[str]:
     warnings = []
     if reduced and table.quick:
+        seeds = max(len(found) for _, found in present)
+        fewer = f" and {seeds} seeds instead of {table.seeds}" if seeds < table.seeds else ""
         warnings.append(
-            f"REDUCED RUN: {table.quick.epochs} steps instead of {table.recipe.epochs} and "
-            f"{table.quick.seeds} seeds instead of {table.seeds}; no number here is the table's."
+            f"REDUCED RUN: {table.quick.epochs} steps instead of {table.recipe.epochs}{fewer}; no "
+            "number here is the table's."
         )
     if recorded < expected:
         warnings.append(f"PARTIAL: {recorded} of {expected} trials are recorded.")
     return warnings
 
 
-def _notes(table: Table, present: Sequence[tuple[Cell, list[Result]]]) -> list[str]:
+def _notes(
+    table: Table, present: Sequence[tuple[Cell, list[Result]]], latest: Environment
+) -> list[str]:
     notes = []
     for name, choice in table.unstated.items():
-        run = _values_run(name, present)
+        run = _values_run(table, name, present)
         rest = [format_value(value) for value in choice.values if value not in run]
         shown = (
             f"Shown: {', '.join(map(format_value, run))}; for the rest ({', '.join(rest)}): "
@@ -288,8 +323,18 @@ def _notes(table: Table, present: Sequence[tuple[Cell, list[Result]]]) -> list[s
             if rest
             else "All its values are shown."
         )
-        notes.append(f"The outcome depends on {name}: {choice.why}. {shown}")
+        notes.append(f"The outcome may depend on {name}: {choice.why}. {shown}")
     trials = [result for _, found in present for result in found]
+    others = sum(
+        (result.environment.commit, result.environment.hardware, result.environment.versions)
+        != (latest.commit, latest.hardware, latest.versions)
+        for result in trials
+    )
+    if others:
+        notes.append(
+            f"{others} of {len(trials)} trials were run elsewhere, at another commit or with other "
+            "versions than the latest, which are named below; each result.json has its own."
+        )
     lost = [result.diverged_at for result in trials if result.diverged_at is not None]
     if lost:
         steps = f"step {min(lost)}" + (f" to {max(lost)}" if len(set(lost)) > 1 else "")
@@ -302,17 +347,28 @@ def _notes(table: Table, present: Sequence[tuple[Cell, list[Result]]]) -> list[s
 
 def _command(table: Table, present: Sequence[tuple[Cell, list[Result]]], reduced: bool) -> str:
     options = []
+    for name, every in (("dataset", table.grid.dataset), ("model", tuple(table.grid.model))):
+        used = [value for value in every if any(cell.axes[name] == value for cell, _ in present)]
+        if len(used) < len(every):
+            options.append(f"--only {name}={','.join(used)}")
     for name, choice in table.unstated.items():
-        run = _values_run(name, present)
+        run = _values_run(table, name, present)
         if len(run) == len(choice.values) > 1:
             options.append(f"--axis {name}=all")
         elif run != [choice.default]:
             options.append(f"--axis {name}={','.join(map(format_value, run))}")
+    usual = table.quick.seeds if reduced and table.quick else table.seeds
+    seeds = max(len(found) for _, found in present)
+    if seeds != usual:
+        options.append(f"--seeds {seeds}")
     return " ".join(["qbench run", table.id, *options, *(["--quick"] if reduced else [])])
 
 
-def _values_run(name: str, present: Sequence[tuple[Cell, list[Result]]]) -> list[Scalar]:
-    return list(dict.fromkeys(cell.axes[name] for cell, _ in present))
+def _values_run(
+    table: Table, name: str, present: Sequence[tuple[Cell, list[Result]]]
+) -> list[Scalar]:
+    found = {cell.axes[name] for cell, _ in present}
+    return [value for value in table.unstated[name].values if value in found]
 
 
 def to_json(report: Report) -> dict[str, Any]:

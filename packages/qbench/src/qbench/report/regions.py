@@ -171,9 +171,8 @@ def _in_the_plane(result: Result) -> bool:
 
 
 def _rate(result: Result) -> float:
-    """The step size: an axis where it is a choice, otherwise the recipe's."""
-    recipe = result.resolved.get("recipe", {})
-    return float(result.axes.get("lr", recipe.get("lr", 0.01)))
+    """The step size."""
+    return float(result.resolved["recipe"]["lr"])
 
 
 def _reduced(results: Iterable[Result]) -> str:

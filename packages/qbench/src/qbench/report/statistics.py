@@ -41,31 +41,31 @@ def summarize(values: Sequence[float]) -> Summary | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean of the paired differences over n seeds, and the two-sided p-value of a paired t-test."""
+    """Mean of the paired differences, and the two-sided p-value of a paired t-test.
+
+    The p-value is None where the differences do not vary: there is nothing to test against.
+    """
 
     difference: float
-    p_value: float
-    n: int
+    p_value: float | None
 
 
 def compare_paired(values: Mapping[int, float], control: Mapping[int, float]) -> Comparison | None:
     """Compare two samples over the seeds that both have; None for fewer than two.
 
-    Differences that are all equal leave nothing to test: p is then 1 for no difference and 0
-    otherwise.
-
     >>> compare_paired({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})
-    Comparison(difference=1.0, p_value=0.0, n=2)
+    Comparison(difference=1.0, p_value=None)
     """
     seeds = sorted(set(values) & set(control))
     if len(seeds) < 2:
         return None
     differences = np.array([values[seed] - control[seed] for seed in seeds])
     difference = float(differences.mean())
-    if float(np.ptp(differences)) == 0.0:
-        return Comparison(difference, 1.0 if difference == 0.0 else 0.0, len(seeds))
-    p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return Comparison(difference, p_value, len(seeds))
+    # differences of rounded numbers vary by rounding alone
+    rounding = 1e-9 * max(abs(value) for value in (*values.values(), *control.values(), 1.0))
+    if float(np.ptp(differences)) <= rounding:
+        return Comparison(difference, None)
+    return Comparison(difference, float(stats.ttest_1samp(differences, 0.0).pvalue))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
