@@ -43,8 +43,9 @@ def types(session: nox.Session) -> None:
 @nox.session
 def qcore(session: nox.Session) -> None:
     """quadnets-core alone: torch, and no timm."""
-    # numpy belongs to the tests: torch warns without it, and warnings are errors
-    check_package(session, "qcore", "hypothesis", "numpy", absent=("timm", "qzoo", "qbench"))
+    # numpy, too: torch warns without it, and warnings are errors
+    needs = ("hypothesis", "numpy", "onnxruntime", "onnxscript", "safetensors")
+    check_package(session, "qcore", *needs, absent=("timm", "qzoo", "qbench"))
 
 
 @nox.session
@@ -137,11 +138,15 @@ def check_package(
     """
     below = STACK[: STACK.index(package) + 1]
     wheels = build_wheels(session, below)
-    session.install("-c", constraints(session), "pytest", *needs, *wheels)
+    session.install("-c", constraints(session), "pytest", "pytest-xdist", *needs, *wheels)
     for name in absent:
         session.run("python", "-c", PROOF, name, silent=True)
     tests = f"packages/{package}/tests"
-    session.run("pytest", "--doctest-modules", "--pyargs", package, tests, *session.posargs)
+    # a process for each core; the tests of one file stay together and share what they set up
+    parallel = ("--numprocesses=auto", "--dist=loadfile")
+    session.run(
+        "pytest", "--doctest-modules", *parallel, "--pyargs", package, tests, *session.posargs
+    )
 
 
 PROOF = """

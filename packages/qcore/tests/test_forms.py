@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from qcore import LowRankForm, QuadraticForm
-from qcore.layers import PatchForm2d
+from qcore.convolutions import PatchForm
 
 DOUBLE = torch.float64
 LOW_RANK = {
@@ -476,5 +476,5 @@ def test_form_over_patches_orders_them_as_a_convolution(affine):
     else:
         form.matrix = torch.einsum("ki,kj->kij", weight, weight)
         expected = (convolution(x) - convolution.bias[:, None, None]).square()
-    patches = PatchForm2d(form, (3, 2), stride=2, padding=1)
+    patches = PatchForm(form, (3, 2), stride=2, padding=1)
     torch.testing.assert_close(patches(x), expected)

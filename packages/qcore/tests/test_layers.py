@@ -1,9 +1,6 @@
 """The layers: written-out formulas, shapes, errors, and what torch expects of a module."""
 
-import copy
-import io
 import math
-import pickle
 import re
 from itertools import product
 
@@ -20,10 +17,12 @@ from qcore import (
     Neuron,
     Quadratic,
     QuadraticConv2d,
+    QuadraticConvTranspose2d,
     QuadraticForm,
     QuadraticLinear,
 )
-from qcore.layers import Constant, PatchForm2d
+from qcore.convolutions import PatchForm
+from qcore.layers import Constant
 
 DOUBLE = torch.float64
 # Every neuron, and bilinear once more with low-rank forms.
@@ -56,7 +55,7 @@ class Reference:
     def __init__(self, layer):
         self.weights, self.biases, self.matrices = {}, {}, {}
         for letter, branch in layer.items():
-            if isinstance(branch, PatchForm2d):
+            if isinstance(branch, PatchForm):
                 branch = branch.form
             if isinstance(branch, QuadraticForm | LowRankForm):
                 self.matrices[letter] = branch.matrix.tolist()  # test_forms.py checks .matrix
@@ -401,86 +400,19 @@ def test_rank_below_one_is_refused():
         QuadraticLinear(3, 2, neuron="bilinear", rank=0)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"groups": 2}, {"padding_mode": "reflect"}, {"padding": "same"}],
-    ids=["groups", "padding_mode", "padding"],
-)
-def test_a_form_over_patches_refuses_what_it_does_not_have(options):
-    given = {"groups": 1, "padding_mode": "zeros", "padding": 0} | options
-    listed = ", ".join(f"{key}={value!r}" for key, value in given.items())
+def test_a_form_over_patches_refuses_groups():
     text = (
-        "neuron 'bilinear' as a convolution takes groups=1, padding_mode='zeros' and padding in "
-        f"numbers, not {listed}"
+        "neuron 'bilinear' as a convolution is a form over whole patches and takes groups=1, not "
+        "groups=2"
     )
-    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
-        QuadraticConv2d(2, 2, 3, neuron="bilinear", **options)
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        QuadraticConv2d(2, 2, 3, neuron="bilinear", groups=2)
 
 
-# --- what torch expects of a module ---
-
-LAYERS = {
-    "linear": lambda **options: (QuadraticLinear(4, 3, **options), torch.randn(5, 4)),
-    "conv": lambda **options: (
-        QuadraticConv2d(2, 3, 3, stride=2, padding=1, **options),
-        torch.randn(2, 2, 5, 5),
-    ),
-}
-every_kind = pytest.mark.parametrize("kind", LAYERS)
-
-
-def torch_save_and_load(layer):
-    buffer = io.BytesIO()
-    torch.save(layer, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-@every_kind
-@every_variant
-@ignore_script_is_deprecated
-def test_scripted_layer_returns_the_same_bits(kind, options):
-    layer, x = LAYERS[kind](**options)
-    assert torch.equal(torch.jit.script(layer)(x), layer(x))
-
-
-@every_kind
-@every_variant
-@pytest.mark.parametrize(
-    "round_trip",
-    [lambda layer: pickle.loads(pickle.dumps(layer)), copy.deepcopy, torch_save_and_load],  # noqa: S301
-    ids=["pickle", "deepcopy", "torch.save"],
-)
-def test_layer_survives(kind, options, round_trip):
-    layer, x = LAYERS[kind](**options)
-    restored = round_trip(layer)
-    assert type(restored) is type(layer)
-    assert torch.equal(restored(x), layer(x))
-    assert all(
-        ours is not theirs
-        for ours, theirs in zip(layer.parameters(), restored.parameters(), strict=True)
+def test_a_transposed_convolution_refuses_a_form():
+    text = (
+        "neuron 'bilinear' is a quadratic form over each input patch, and a transposed "
+        "convolution has none: choose another neuron, e.g. 'quadratic'"
     )
-
-
-@every_kind
-@every_variant
-def test_state_dict_carries_a_layer_to_another(kind, options):
-    layer, x = LAYERS[kind](**options)
-    other, _ = LAYERS[kind](**options)
-    assert not torch.equal(other(x), layer(x))
-    other.load_state_dict(layer.state_dict())
-    assert torch.equal(other(x), layer(x))
-
-
-@every_kind
-@every_variant
-def test_layer_is_built_with_the_dtype_and_on_the_device_asked_for(kind, options):
-    layer, _ = LAYERS[kind](**options, device="meta", dtype=torch.bfloat16)
-    assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.bfloat16)}
-
-
-@every_variant
-def test_layer_under_vmap_is_the_layer_row_by_row(options):
-    layer = QuadraticLinear(4, 3, **options, dtype=DOUBLE)
-    x = torch.randn(5, 4, dtype=DOUBLE)
-    torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        QuadraticConvTranspose2d(2, 2, 3, neuron="bilinear")

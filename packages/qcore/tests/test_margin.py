@@ -1,15 +1,20 @@
-"""The normalised margin: formula, bounds, scale, gradients, errors."""
+"""The normalised margin: formula, bounds, scale, gradients, errors; its meter and its loss."""
 
+import copy
 import math
+import pickle
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from qcore import LowRankForm, normalized_margin
+from qcore import LowRankForm, MarginMeter, MarginRegularizedLoss, normalized_margin
 
 DOUBLE = torch.float64
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -209,3 +214,190 @@ def test_a_target_of_another_shape_is_refused(shape):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         normalized_margin(torch.zeros(3, 2), torch.zeros(shape, dtype=torch.int64))
+
+
+# --- the meter ---
+
+
+def full_batch(batches):
+    logits, targets = zip(*batches, strict=True)
+    return normalized_margin(torch.cat(logits), torch.cat(targets)).item()
+
+
+@seeded
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any),
+    seed=st.integers(0, 99),
+    scale=st.floats(1e-6, 1e6),
+)
+def test_the_meter_is_the_margin_of_all_batches_at_once(sizes, seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    batches = [
+        (
+            scale * torch.randn(n, 4, generator=generator),
+            torch.randint(4, (n,), generator=generator),
+        )
+        for n in sizes
+    ]
+    meter, left, right = MarginMeter(), MarginMeter(), MarginMeter()
+    for i, batch in enumerate(batches):
+        meter.update(*batch)
+        (left if i % 2 else right).update(*batch)
+    left.merge(right)
+    expected = pytest.approx(full_batch(batches), abs=1e-6)
+    assert (meter.mean, left.mean) == (expected, expected)
+    assert meter.count == left.count == sum(sizes)
+
+
+def test_the_meter_adds_in_double_precision():
+    # in single precision, every update after the first would be lost
+    meter = MarginMeter(total=2.0**25, count=0)
+    for _ in range(1000):
+        meter.update(torch.tensor([[3.0, 4.0]]), torch.tensor([1]))
+    assert meter.total - 2.0**25 == pytest.approx(200.0, rel=1e-6)
+
+
+def test_meters_merge_with_an_empty_one_as_the_neutral_element():
+    meter = MarginMeter()
+    meter.update(torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1]))
+    before = (meter.total, meter.count)
+    empty = MarginMeter()
+    meter.merge(empty)
+    empty.merge(meter)
+    assert (meter.total, meter.count) == before
+    assert empty == meter
+    assert math.isnan(MarginMeter().mean)
+
+
+def test_the_meter_keeps_no_graph():
+    logits = torch.randn(3, 2, requires_grad=True)
+    meter = MarginMeter()
+    meter.update(logits, torch.tensor([0, 1, 0]))
+    assert isinstance(meter.total, float)
+    assert pickle.loads(pickle.dumps(meter)) == meter  # noqa: S301 - our own bytes
+
+
+def test_the_meter_of_one_process_is_a_copy():
+    meter = MarginMeter(total=1.5, count=3)
+    everywhere = meter.over_processes()
+    assert everywhere == meter
+    everywhere.merge(meter)
+    assert (meter.total, meter.count) == (1.5, 3)
+
+
+ONE_PROCESS = """
+import sys, torch, qcore
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+)
+meter = qcore.MarginMeter()
+for batch in torch.load(f"{folder}/batches")[rank::2]:
+    meter.update(*batch)
+before = (meter.total, meter.count)
+everywhere = [meter.over_processes() for _ in range(2)]  # asking twice counts nothing twice
+torch.distributed.destroy_process_group()
+assert before == (meter.total, meter.count)
+torch.save([(meter.mean, meter.count) for meter in everywhere], f"{folder}/{rank}")
+"""
+
+
+def test_the_meter_over_two_processes(tmp_path):
+    batches = [(torch.randn(n, 3), torch.randint(3, (n,))) for n in (5, 1, 8, 2, 3)]
+    torch.save(batches, tmp_path / "batches")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", ONE_PROCESS, str(rank), str(tmp_path)])
+        for rank in range(2)
+    ]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    for rank in range(2):
+        first, second = torch.load(tmp_path / str(rank))
+        assert first == second == (pytest.approx(full_batch(batches), abs=1e-6), 19)
+
+
+def test_the_meter_refuses_what_the_margin_refuses():
+    meter = MarginMeter()
+    with pytest.raises(ValueError, match="at least two classes"):
+        meter.update(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))
+    assert meter == MarginMeter()
+
+
+# --- the loss ---
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.1, 2.0])
+def test_the_loss_is_cross_entropy_less_lambda_times_the_margin(lam):
+    logits, target = torch.randn(20, 4, dtype=DOUBLE), torch.randint(4, (20,))
+    rows = list(zip(logits.tolist(), target.tolist(), strict=True))
+    entropy = sum(math.log(sum(map(math.exp, row))) - row[y] for row, y in rows) / 20
+    margin = sum(margin_written_out(*pair) for pair in rows) / 20
+    loss = MarginRegularizedLoss(lam)(logits, target)
+    assert loss.item() == pytest.approx(entropy - lam * margin)
+
+
+def squared_error(logits, target):
+    return (logits - nn.functional.one_hot(target, logits.shape[-1])).square().mean()
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        nn.MultiMarginLoss(),
+        nn.CrossEntropyLoss(label_smoothing=0.1, reduction="sum"),
+        squared_error,
+    ],
+    ids=["margin", "smoothed sum", "function"],
+)
+def test_any_base_loss(base):
+    logits, target = torch.randn(20, 4), torch.randint(4, (20,))
+    expected = base(logits, target) - 0.3 * normalized_margin(logits, target)
+    torch.testing.assert_close(MarginRegularizedLoss(0.3, base)(logits, target), expected)
+
+
+def test_a_base_loss_per_sample_meets_the_margin_of_each_sample():
+    logits, target = torch.randn(20, 4), torch.randint(4, (20,))
+    loss = MarginRegularizedLoss(0.3, nn.CrossEntropyLoss(reduction="none"))
+    each = loss(logits, target)
+    assert each.shape == (20,)
+    torch.testing.assert_close(each.mean(), MarginRegularizedLoss(0.3)(logits, target))
+    torch.testing.assert_close(each[3:4], loss(logits[3:4], target[3:4]))
+
+
+def test_the_state_of_the_base_loss_is_its_own():
+    base = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0]))
+    assert list(MarginRegularizedLoss(0.1, base).state_dict()) == ["base.weight"]
+
+
+def test_descending_the_loss_widens_the_margin_faster_than_the_base_alone():
+    x, y = torch.randn(60, 5), torch.randint(3, (60,))
+    form = LowRankForm(5, 3, rank=1)
+    margins = {}
+    for lam in (0.0, 1.0):
+        trained = copy.deepcopy(form)
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.05)
+        loss = MarginRegularizedLoss(lam)
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss(trained(x), y).backward()
+            optimizer.step()
+        margins[lam] = normalized_margin(trained(x), y).item()
+    assert normalized_margin(form(x), y).item() < margins[0.0] < margins[1.0]
+
+
+def test_first_derivatives_of_the_loss():
+    target = torch.tensor([0, 1, 0])
+    loss = MarginRegularizedLoss(0.7)
+    assert gradcheck(
+        lambda logits: loss(logits, target), torch.randn(3, 4, dtype=DOUBLE, requires_grad=True)
+    )
+
+
+@pytest.mark.parametrize("lam", [-0.1, math.inf, math.nan])
+def test_a_wrong_lambda_is_refused(lam):
+    text = f"lam={lam!r} is not allowed: give 0 or more; the margin is subtracted already"
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        MarginRegularizedLoss(lam)
+
+
+def test_print_shows_lambda():
+    assert "lam=0.25" in repr(MarginRegularizedLoss(0.25))

@@ -6,7 +6,7 @@ Paper: DIQNN, arXiv 2307.13609.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 # From this many features on, the triangle is worked off in row blocks: 5/8 of the multiply-adds
@@ -263,3 +263,7 @@ def _checked_input(x: Tensor, in_features: int, affine: bool) -> Tensor:
             f"in_features={in_features}"
         )
     return functional.pad(x, (0, 1), value=1.0) if affine else x
+
+
+# a symbolic trace calls it as it stands: a shape cannot be checked before there is one
+fx.wrap("_checked_input")

@@ -1,13 +1,12 @@
-"""Quadratic layers: ``Quadratic`` evaluates any neuron; the others build its branches."""
+"""``Quadratic`` evaluates any neuron over any branches; ``QuadraticLinear`` builds linear ones."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.modules.utils import _pair
 
+from qcore import kernels
 from qcore.forms import LowRankForm, QuadraticForm
 from qcore.neurons import Neuron, get_neuron
 
@@ -82,13 +81,53 @@ class Quadratic(nn.ModuleDict):
         items = list(self.items())
         return dict(items[i] for i in self._zero_at_reference)
 
+    @torch.jit.unused
+    def reset_parameters(self) -> None:
+        """Draw all branches anew, each as its own kind does."""
+        for branch in self.values():
+            branch.reset_parameters()  # type: ignore[operator]
+
     def forward(self, x: Tensor) -> Tensor:
-        """The neuron's formula, branch by branch."""
+        """The neuron's formula."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if kernels.path(self, x) == "fast":
+                return kernels.run_fast(self, x)
+            dtype = kernels.autocast_dtype(x)
+            if dtype is not None:
+                return self._autocast(x, dtype)
         squared = x * x if 1 in self._lifts else x
         values: list[Tensor] = []
         for i, branch in enumerate(self.values()):
             value = branch(squared if self._lifts[i] == 1 else x)
             values.append(value + self._offsets[i] if self._offsets[i] != 0.0 else value)
+        return self._combine(values)
+
+    def _autocast(
+        self, x: Tensor, dtype: torch.dtype, output_size: list[int] | None = None
+    ) -> Tensor:
+        """The formula under autocast, in the type that autocast computes in.
+
+        Squares and products would leave the range of float16: there, squared inputs, forms and
+        products are computed in float32, and the result alone is rounded.
+        """
+        narrow = dtype == torch.float16
+        wide = x.float() if narrow else x
+        values = []
+        for i, branch in enumerate(self.values()):
+            more = () if isinstance(branch, Constant) or output_size is None else (output_size,)
+            lift = _LIFTS[self._lifts[i]]
+            alone = narrow and lift in ("x2", "form")
+            with torch.autocast(x.device.type, dtype, enabled=not alone):
+                value = branch(wide * wide if lift == "x2" else wide, *more)
+            values.append((value.float() if narrow else value) + self._offsets[i])
+        return self._combine(values).to(dtype)
+
+    def path(self, x: Tensor) -> str:
+        """The arithmetic that this input takes here and now: see :func:`qcore.backend`."""
+        return kernels.path(self, x)
+
+    def _combine(self, values: list[Tensor]) -> Tensor:
+        """The sum of products of what the branches computed."""
         total = _product(values, self._terms[0])
         for term in self._terms[1:]:
             total = total + _product(values, term)
@@ -181,13 +220,13 @@ class QuadraticLinear(Quadratic):
         dtype: torch.dtype | None = None,
     ) -> None:
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        spec = _resolve(neuron, bias, rank)
+        spec = resolve(neuron, bias, rank)
         super().__init__(
             spec,
-            _build(
+            build_branches(
                 spec,
                 linear=lambda has_bias: nn.Linear(in_features, out_features, has_bias, **factory),
-                form=lambda: _form(in_features, out_features, rank, **factory),
+                form=lambda: build_form(in_features, out_features, rank, **factory),
                 constant=lambda: Constant(out_features, **factory),
             ),
         )
@@ -195,131 +234,8 @@ class QuadraticLinear(Quadratic):
         self.out_features = out_features
 
 
-class QuadraticConv2d(Quadratic):
-    r"""A drop-in for ``nn.Conv2d`` whose neurons are quadratic.
-
-    Each branch is a convolution of the input or of its square with the same kernel size, stride,
-    padding, dilation and groups; ``"bilinear"`` is the quadratic form over each patch.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: as
-            in ``nn.Conv2d``; ``"bilinear"`` takes ``groups=1`` and zero padding in numbers.
-        bias, neuron, rank, device, dtype: as in :class:`QuadraticLinear`.
-
-    Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_channels, H', W')``; without B too.
-
-    Cost: the default neuron has three times the parameters and multiply-adds of ``nn.Conv2d``.
-
-    Raises ``ValueError`` for an unknown neuron, for ``rank`` with a neuron that has no form, and
-    for groups or padding that a form does not have.
-
-    Source: arXiv 2110.06081, section V (default neuron); the catalogue names the others'.
-
-    >>> QuadraticConv2d(3, 8, 3, padding=1)(torch.randn(2, 3, 16, 16)).shape
-    torch.Size([2, 8, 16, 16])
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        *,
-        neuron: str | Neuron = "quadratic",
-        rank: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        spec = _resolve(neuron, bias, rank)
-
-        def convolution(has_bias: bool) -> nn.Module:
-            return nn.Conv2d(
-                in_channels,
-                out_channels,
-                kernel_size,
-                stride,
-                padding,
-                dilation,
-                groups,
-                has_bias,
-                padding_mode,
-                **factory,
-            )
-
-        def patch_form() -> nn.Module:
-            if groups != 1 or padding_mode != "zeros" or isinstance(padding, str):
-                raise ValueError(
-                    f"neuron {spec.name!r} as a convolution takes groups=1, padding_mode='zeros' "
-                    f"and padding in numbers, not groups={groups}, padding_mode={padding_mode!r}, "
-                    f"padding={padding!r}"
-                )
-            rows, columns = _pair(kernel_size)
-            form = _form(in_channels * rows * columns, out_channels, rank, **factory)
-            return PatchForm2d(form, kernel_size, stride, padding, dilation)
-
-        super().__init__(
-            spec,
-            _build(
-                spec,
-                linear=convolution,
-                form=patch_form,
-                constant=lambda: Constant(out_channels, dims=2, **factory),
-            ),
-        )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-
-
-class PatchForm2d(nn.Module):
-    """A quadratic form over each patch of an image: the ``q`` branch of a bilinear convolution.
-
-    Args:
-        form: a form with ``in_channels·kernel·kernel`` inputs, ordered channel first as in
-            ``nn.Conv2d.weight``.
-        kernel_size, stride, padding, dilation: as in ``nn.Conv2d``.
-
-    Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_features, H', W')``; without B too.
-
-    Source: CQNN (Mantini and Shah, 2021); Volterra convolutions (Zoumpourlis et al., 2017).
-
-    >>> PatchForm2d(QuadraticForm(3 * 9, 8), 3, stride=2)(torch.randn(2, 3, 9, 9)).shape
-    torch.Size([2, 8, 4, 4])
-    """
-
-    def __init__(
-        self,
-        form: QuadraticForm | LowRankForm,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-    ) -> None:
-        super().__init__()
-        self.form = form
-        self.kernel_size: tuple[int, int] = _pair(kernel_size)
-        self.stride: tuple[int, int] = _pair(stride)
-        self.padding: tuple[int, int] = _pair(padding)
-        self.dilation: tuple[int, int] = _pair(dilation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The form of each patch, back in image layout."""
-        sizes: list[int] = []
-        for i in range(2):
-            reach = self.dilation[i] * (self.kernel_size[i] - 1) + 1
-            sizes.append((x.shape[i - 2] + 2 * self.padding[i] - reach) // self.stride[i] + 1)
-        patches = functional.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
-        values = self.form(patches.transpose(-2, -1))  # (B, H'W', out)
-        return values.transpose(-2, -1).unflatten(-1, sizes)  # (B, out, H', W')
-
-
-def _resolve(neuron: str | Neuron, bias: bool, rank: int | None) -> Neuron:
+def resolve(neuron: str | Neuron, bias: bool, rank: int | None) -> Neuron:
+    """The neuron of that name, without its biases where ``bias`` is false; checks ``rank``."""
     spec = get_neuron(neuron) if isinstance(neuron, str) else neuron
     if rank is not None and all(branch.lift != "form" for branch in spec.branches.values()):
         raise ValueError(
@@ -329,13 +245,16 @@ def _resolve(neuron: str | Neuron, bias: bool, rank: int | None) -> Neuron:
     return spec if bias else spec.without_bias()
 
 
-def _form(size: int, out: int, rank: int | None, **factory: Any) -> QuadraticForm | LowRankForm:
+def build_form(
+    size: int, out: int, rank: int | None, **factory: Any
+) -> QuadraticForm | LowRankForm:
+    """A dense form, or a signed one of low rank."""
     if rank is None:
         return QuadraticForm(size, out, **factory)
     return LowRankForm(size, out, rank, signed=True, **factory)
 
 
-def _build(
+def build_branches(
     neuron: Neuron,
     linear: Callable[[bool], nn.Module],
     form: Callable[[], nn.Module],

@@ -4,33 +4,69 @@ Paper: Fan et al., "On Expressivity and Trainability of Quadratic Networks", arX
 name stands for *referenced linear* initialisation; it is a training strategy, not an activation.
 """
 
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import LBFGS, Optimizer, Rprop
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from qcore.forms import LowRankForm
-from qcore.layers import Quadratic
+from qcore.strategies.reference import (
+    check_trainable_from_reference,
+    conventional_values,
+    parameters_zero_at_reference,
+    quadratic_layers,
+)
+from qcore.strategies.schedule import Schedule, check_factor
+
+Factor = float | Schedule
 
 _KINDS = ("g", "b")
+_ATTACHED: WeakSet[Optimizer] = WeakSet()
 
 
 class ReLinear:
-    r"""Start a quadratic network at its linear reference, its quadratic part at a rate of its own.
+    r"""Start a quadratic network at its linear reference, and hold its quadratic part near it.
 
     At the reference, :math:`w_g = 0, b_g = 1, w_b = 0, c = 0`: every quadratic neuron is its linear
-    branch. From there the quadratic parameters train with the learning rate
-    :math:`\gamma \cdot \eta`: γ = 0 stays the linear network, γ = 1 is free.
+    branch. From there three factors, each from 0, the linear network, to 1, free, say how fast the
+    quadratic parameters θ may leave it. In each step, at the learning rate η,
+
+    .. math::
+        \theta \leftarrow S_{\eta (1/\beta - 1)}\bigl(\alpha \cdot
+            \mathrm{step}_{\gamma \eta}(\theta)\bigr), \qquad
+        S_t(\theta) = \mathrm{sign}(\theta) \max(|\theta| - t, 0)
+
+    γ multiplies the learning rate of all quadratic parameters. α (ℓ2) and β (ℓ1) shrink those that
+    are 0 at the reference; β = 0 sets them to 0. The authors name the three and their ends; for α
+    and β they publish no code, and the formula is this library's. η is the rate that the scheduler
+    set, without γ: each factor acts by itself.
 
     Args:
-        gamma: factor in [0, 1] of the quadratic parameters' learning rate; a number, or a pair
-            ``(γ_g, γ_b)``: γ_g for factors of products (``g``), γ_b for squared inputs and forms
-            (``b``).
+        gamma, alpha, beta: a factor, or a pair of them: the first for factors of products (``g``),
+            the second for squared inputs and forms (``b``). A factor is a number in [0, 1] or a
+            schedule, a function of the number of steps taken: :class:`qcore.LinearSchedule`,
+            :class:`qcore.CosineSchedule`, :class:`qcore.StepSchedule`, or your own. None is 1.
+        lr_g, lr_b: in place of ``gamma``, the rates themselves, as in the published scripts (1e-5,
+            1e-3 and 0 at the rate 0.1). They are those at the ``lr`` given to
+            :meth:`param_groups`: whatever changes a group's rate changes these in proportion.
+        weight_decay: what weight decay pulls g's bias to. ``"reference"``: to the linear network,
+            as all other quadratic parameters. ``"published"``: :math:`b_g = 1 + \text{bias}` itself
+            to 0, as in the published scripts. For the length of a step the parameter then is b_g:
+            right for every optimiser, and with the scripts' rounding, in which a change below half
+            a unit in the last place of b_g, 3e-8 in float32, is lost.
 
-    Raises ``ValueError`` for a γ outside [0, 1].
+    Cost: nothing for γ; one or two passes over the quadratic parameters per step for α and β.
 
-    Source: arXiv 2110.06081, section IV; shrinking of gradients in the authors' repository.
+    Raises ``ValueError`` for a factor outside [0, 1], for ``gamma`` with ``lr_g`` or ``lr_b``, for
+    one of these without the other or below 0, and for another ``weight_decay``.
+
+    Source: arXiv 2110.06081, section IV, and the authors' repository.
 
     >>> from qcore import QuadraticLinear
     >>> model = QuadraticLinear(4, 3)
@@ -39,149 +75,411 @@ class ReLinear:
     >>> x = torch.randn(5, 4)
     >>> torch.equal(model(x), model["r"](x))
     True
-    >>> optimizer = torch.optim.SGD(strategy.param_groups(model, lr=0.1), momentum=0.9)
-    >>> [(group["relinear"], group["lr"]) for group in optimizer.param_groups]
-    [('linear', 0.1), ('g', 1e-05), ('b', 1e-05)]
+    >>> groups = strategy.param_groups(model, lr=0.1, weight_decay=1e-4)
+    >>> optimizer = strategy.attach(torch.optim.SGD(groups, momentum=0.9))
+    >>> print(strategy.summary(model, optimizer))
+    ReLinear(gamma=(0.0001, 0.0001)), 0 steps taken
+    parameter  part    learning rate  weight decay
+    r.weight   linear  0.1            0.0001
+    r.bias     linear  0.1            0.0001
+    g.weight   g       1e-05          0.0001
+    g.bias     g       1e-05          0.0001
+    b.weight   b       1e-05          0.0001
+    b.bias     b       1e-05          0.0001
     """
 
-    def __init__(self, gamma: float | tuple[float, float] = 1.0) -> None:
-        pair = gamma if isinstance(gamma, tuple) else (gamma, gamma)
-        if len(pair) != 2:
-            raise ValueError(f"gamma={gamma!r} is not allowed: give a number or a pair (g, b)")
-        for kind, value in zip(_KINDS, pair, strict=True):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(
-                    f"gamma={value!r} for {kind} is not allowed: "
-                    "choose from 0 (the linear network) to 1 (free)"
-                )
-        self.gamma = {"g": float(pair[0]), "b": float(pair[1])}
+    def __init__(
+        self,
+        gamma: Factor | tuple[Factor, Factor] | None = None,
+        *,
+        alpha: Factor | tuple[Factor, Factor] | None = None,
+        beta: Factor | tuple[Factor, Factor] | None = None,
+        lr_g: float | None = None,
+        lr_b: float | None = None,
+        weight_decay: Literal["reference", "published"] = "reference",
+    ) -> None:
+        if weight_decay not in ("reference", "published"):
+            raise ValueError(
+                f"weight_decay={weight_decay!r} is not allowed: choose 'reference' or 'published'; "
+                "its strength goes to param_groups(model, lr=..., weight_decay=...)"
+            )
+        self.gamma = _pair("gamma", gamma)
+        self.alpha = _pair("alpha", alpha)
+        self.beta = _pair("beta", beta)
+        self.rates = _rates(gamma, lr_g, lr_b)
+        self.weight_decay = weight_decay
 
-    def init_(self, model: nn.Module) -> nn.Module:
+    def init_(self, model: nn.Module, conventional: nn.Module | None = None) -> nn.Module:
         """Move every quadratic layer of ``model`` to its linear reference, in place; return it.
 
-        Exactly one factor of each quadratic term is set to 0, so that it receives a gradient; the
-        reference branch is left as it is, random or trained.
+        Exactly one factor of each quadratic term is set to 0, so that it receives a gradient.
 
-        Raises ``ValueError`` for a model without quadratic layers, and, naming the layer, for a
-        neuron without a linear reference and for a low-rank form without trainable signs; nothing
-        is changed then.
+        Args:
+            model: the network with quadratic layers.
+            conventional: a network of the same architecture, with ordinary layers where ``model``
+                has quadratic ones; its state, from weights to running statistics, is copied, so
+                that training starts from it. None leaves the reference branches as they are: random
+                from scratch, or trained.
+
+        Raises ``ValueError`` for a model without quadratic layers; naming the layer, for a neuron
+        without a linear reference and for one that would receive no gradient there, such as a
+        low-rank form without trainable signs; and for a ``conventional`` that does not match.
+        Nothing is changed then.
+
+        Source: the repository's figure 1 (both ways to start).
+
+        >>> from qcore import QuadraticLinear
+        >>> trained = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> model = nn.Sequential(QuadraticLinear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> x = torch.randn(5, 4)
+        >>> torch.equal(ReLinear().init_(model, conventional=trained)(x), trained(x))
+        True
         """
-        zeros: list[nn.Parameter] = []
-        for path, layer in _quadratic_layers(model):
-            name = path or type(layer).__name__
-            if layer.reference is None:
-                raise ValueError(
-                    f"layer {name!r} has neuron {layer.neuron!r}, which has no linear reference: "
-                    "choose one that has, e.g. 'quadratic', 'compact' or 'qres'"
-                )
-            for branch in layer.branches_zero_at_reference().values():
-                zeros += _zeros_at_reference(branch, name)
+        check_trainable_from_reference(model)
+        copies = [] if conventional is None else conventional_values(model, conventional)
         with torch.no_grad():
-            for parameter in zeros:
-                parameter.zero_()
+            for _, layer in quadratic_layers(model):
+                for parameter in parameters_zero_at_reference(layer):
+                    parameter.zero_()
+            for ours, theirs in copies:
+                ours.copy_(theirs)
         return model
 
     def param_groups(
-        self, model: nn.Module, lr: float, weight_decay: float = 0.0
+        self,
+        model: nn.Module,
+        lr: float,
+        weight_decay: float | None = None,
+        *,
+        groups: Iterable[Mapping[str, Any]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Groups for any torch optimiser: ``linear`` at ``lr``, ``g`` and ``b`` at ``γ·lr``.
+        """Groups for any torch optimiser, which then goes to :meth:`attach`.
 
-        Parameters that do not require gradients are left out, as are empty groups. ``weight_decay``
-        (per unit of learning rate) is the same everywhere; since an offset is not a parameter, it
-        pulls the quadratic parameters towards the linear reference.
+        Each group is split into ``linear``, ``g`` and ``b``, in this order, without empty ones. All
+        show the common learning rate: the factors act inside each step. Neurons without a linear
+        reference have quadratic parameters as well, which γ slows down.
 
-        Raises ``ValueError`` for a model without quadratic layers.
+        Args:
+            model: the network with quadratic layers.
+            lr: the common learning rate.
+            weight_decay: per unit of learning rate, the same everywhere; None leaves it to the
+                optimiser. Offsets are no parameters: it pulls towards the linear reference.
+            groups: groups to split, such as ``timm.optim.param_groups_layer_decay`` makes. All
+                their keys are kept; ``lr`` and ``weight_decay`` are for those that lack them. None
+                is one group of all parameters that require gradients.
+
+        Raises ``ValueError`` for a model without quadratic layers, for ``lr_g`` or ``lr_b`` above
+        ``lr``, and where α or β is used, for layers that :meth:`init_` refuses.
+
+        >>> from qcore import QuadraticLinear
+        >>> model = nn.Sequential(nn.Linear(8, 4), QuadraticLinear(4, 3, neuron="compact"))
+        >>> backbone_slower = [
+        ...     {"params": model[0].parameters(), "lr": 0.01},
+        ...     {"params": model[1].parameters()},
+        ... ]
+        >>> for group in ReLinear(gamma=0.1).param_groups(model, lr=0.1, groups=backbone_slower):
+        ...     print(group["relinear"], group["lr"], len(group["params"]))
+        linear 0.01 2
+        linear 0.1 2
+        b 0.1 2
         """
-        kinds: dict[int, str] = {}
-        for _, layer in _quadratic_layers(model):
-            for letter, branch in layer.quadratic_branches().items():
-                kind = "b" if letter in ("b", "q") else "g"
-                kinds.update((id(parameter), kind) for parameter in branch.parameters())
-        members: dict[str, list[nn.Parameter]] = {"linear": [], "g": [], "b": []}
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                members[kinds.get(id(parameter), "linear")].append(parameter)
-        return [
-            {
-                "params": parameters,
-                "lr": lr * self.gamma.get(kind, 1.0),
-                "weight_decay": weight_decay,
-                "relinear": kind,
-                "relinear_lr": lr,
-            }
-            for kind, parameters in members.items()
-            if parameters
-        ]
+        if self._shrinks:
+            check_trainable_from_reference(model)
+        for kind in _KINDS:
+            self._rate_factor(kind, lr, step=0)
+        kinds, zeros, offsets = _roles(model)
+        if groups is None:
+            groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        defaults = {"lr": lr} | ({} if weight_decay is None else {"weight_decay": weight_decay})
+        made: list[dict[str, Any]] = []
+        for group in groups:
+            entries = _entries(group)
+            options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+            for kind in ("linear", *_KINDS):
+                members = [(p, e) for p, e in entries if kinds.get(id(p), "linear") == kind]
+                if members:
+                    made.append(
+                        {
+                            **defaults,
+                            **options,
+                            "params": [entry for _, entry in members],
+                            "relinear": kind,
+                            "relinear_lr": lr,
+                            "relinear_step": 0,
+                            "relinear_zero": [id(p) in zeros for p, _ in members],
+                            "relinear_offset": [offsets.get(id(p), 0.0) for p, _ in members],
+                        }
+                    )
+        _refuse_steps_before_attach()
+        return made
 
     def attach(self, optimizer: Optimizer) -> Optimizer:
-        """Apply γ inside each step instead of in the groups' ``lr``, and return the optimiser.
+        """Apply the strategy inside each step of the optimiser, from now on; return it.
 
-        Schedulers then see one common learning rate in all groups, and those that set it outright
-        (``OneCycleLR``, ``CyclicLR``) no longer wipe out γ: each step multiplies the rate by γ
-        before and restores it after. Without it, γ stands in the groups' ``lr``, which is right for
-        every scheduler that multiplies.
+        Before a step the groups' rates are multiplied by γ, after it they are restored and θ is
+        shrunk: schedulers, those that multiply and those that set a rate, only see the common one.
+        The position in schedules is the number of steps taken; it stands in the groups, and so
+        travels with the optimiser's ``state_dict``. Hooks do not: attach again where an optimiser
+        was built, copied or unpickled anew.
+
+        A step of an optimiser that has groups of :meth:`param_groups` and was not attached is a
+        ``RuntimeError``; it would train the quadratic parameters at the full rate. Where one
+        optimiser steps another, attach that whose step you call.
 
         Raises ``ValueError`` for groups that ``param_groups`` did not make, an optimiser that has
-        been attached before, or one that already has a scheduler.
+        been attached before, and for ``LBFGS`` and ``Rprop``, which know no learning rate of a
+        group.
         """
-        groups = optimizer.param_groups
-        if any("relinear" not in group for group in groups):
+        if isinstance(optimizer, LBFGS | Rprop):
             raise ValueError(
-                "optimizer has parameter groups that ReLinear.param_groups did not make: build it "
-                "as Optimizer(strategy.param_groups(model, lr=...)), then attach"
+                f"optimizer {type(optimizer).__name__} does not scale a group's step by its "
+                "learning rate, so quadratic parameters cannot have a rate of their own: choose "
+                "another, e.g. SGD or AdamW"
             )
-        if any("relinear_lr" not in group for group in groups):
+        _check_groups(optimizer)
+        if optimizer in _ATTACHED:
             raise ValueError("optimizer is attached already: attach once")
-        if any("initial_lr" in group for group in groups):
-            raise ValueError(
-                "optimizer already has a scheduler: attach before making the scheduler"
-            )
-        for group in groups:
-            group["lr"] = group.pop("relinear_lr")
-
-        def shrink(optimizer: Optimizer, *_: Any) -> None:
-            for group in optimizer.param_groups:
-                group["relinear_restore"] = group["lr"]
-                group["lr"] = group["lr"] * self.gamma.get(group.get("relinear", "linear"), 1.0)
-
-        def restore(optimizer: Optimizer, *_: Any) -> None:
-            for group in optimizer.param_groups:
-                group["lr"] = group.pop("relinear_restore")
-
-        optimizer.register_step_pre_hook(shrink)
-        optimizer.register_step_post_hook(restore)
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
+        _ATTACHED.add(optimizer)
         return optimizer
 
+    def summary(self, model: nn.Module, optimizer: Optimizer) -> str:
+        """A table, as text: each parameter's part, its rate in the next step, its weight decay.
+
+        With α or β, their values in the next step as well; a dash stands for what a parameter has
+        not, such as a rate where it is not in the optimiser. The class shows an example.
+
+        Raises ``ValueError`` for groups that :meth:`param_groups` did not make.
+        """
+        _check_groups(optimizer)
+        step = _steps_taken(optimizer)
+        header = ["parameter", "part", "learning rate", "weight decay"]
+        header += ["alpha", "beta"] if self._shrinks else []
+        rows: dict[int, list[str]] = {}
+        for group in optimizer.param_groups:
+            kind = group["relinear"]
+            rate = float(group["lr"]) * self._rate_factor(kind, group["relinear_lr"], step)
+            shown = [kind, f"{rate:g}", f"{group.get('weight_decay', 0.0):g}"]
+            for parameter, zero in zip(group["params"], group["relinear_zero"], strict=True):
+                shrinking = [f"{value:g}" for value in self._shrink_factors(kind, step)]
+                rows[id(parameter)] = shown + (shrinking if zero else ["-", "-"])
+        table = [header] + [
+            [name, *rows.get(id(parameter), ["-"] * 5)][: len(header)]
+            for name, parameter in model.named_parameters()
+        ]
+        widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+        lines = [f"{self!r}, {step} steps taken"]
+        for row in table:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
     def __repr__(self) -> str:
-        return f"ReLinear(gamma=({self.gamma['g']:g}, {self.gamma['b']:g}))"
+        if self.rates is None:
+            given = [f"gamma={_pair_text(self.gamma)}"]
+        else:
+            given = [f"lr_{kind}={rate:g}" for kind, rate in self.rates.items()]
+        for name, pair in (("alpha", self.alpha), ("beta", self.beta)):
+            if pair != _pair(name, None):
+                given.append(f"{name}={_pair_text(pair)}")
+        if self.weight_decay != "reference":
+            given.append(f"weight_decay={self.weight_decay!r}")
+        return f"ReLinear({', '.join(given)})"
+
+    @property
+    def _shrinks(self) -> bool:
+        return any(factor != 1.0 for pair in (self.alpha, self.beta) for factor in pair.values())
+
+    def _rate_factor(self, kind: str, base_lr: float, step: int) -> float:
+        """γ of a group: given, or the absolute rate relative to the ``lr`` of ``param_groups``."""
+        if kind == "linear":
+            return 1.0
+        if self.rates is None:
+            return _value("gamma", self.gamma, kind, step)
+        rate = self.rates[kind]
+        if rate > base_lr:
+            raise ValueError(
+                f"lr_{kind}={rate:g} is not allowed with lr={base_lr:g}: "
+                "choose from 0 (the linear network) to lr (free)"
+            )
+        return rate / base_lr if rate else 0.0
+
+    def _shrink_factors(self, kind: str, step: int) -> tuple[float, float]:
+        if kind == "linear":
+            return 1.0, 1.0
+        return _value("alpha", self.alpha, kind, step), _value("beta", self.beta, kind, step)
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        _check_groups(optimizer)
+        _undo(optimizer)  # where an earlier step broke off, e.g. in its closure
+        shifts = self.weight_decay == "published"
+        if shifts and kwargs.get("closure", args[1] if len(args) > 1 else None) is not None:
+            raise ValueError(
+                "closure is not allowed with weight_decay='published': the step sees b_g in place "
+                "of its distance from 1; call step() after backward(), without a closure"
+            )
+        step = _steps_taken(optimizer)
+        for group in optimizer.param_groups:
+            factor = self._rate_factor(group["relinear"], group["relinear_lr"], step)
+            # in the group itself, so that loading a state replaces it together with the rate
+            shifted: list[int] = []
+            group["relinear_undo"] = (group["lr"], shifted)
+            group["lr"] = group["lr"] * factor
+            if shifts and group.get("weight_decay"):
+                for i, offset in enumerate(group["relinear_offset"]):
+                    if offset and group["params"][i].grad is not None:
+                        with torch.no_grad():
+                            group["params"][i].add_(offset)
+                        shifted.append(i)
+
+    def _after_step(
+        self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]
+    ) -> None:
+        _undo(optimizer)
+        step = _steps_taken(optimizer)
+        for group in optimizer.param_groups:
+            group["relinear_step"] = step + 1
+            alpha, beta = self._shrink_factors(group["relinear"], step)
+            if alpha == beta == 1.0:
+                continue
+            threshold = float(group["lr"]) * (1.0 - beta) / beta if beta else math.inf
+            for parameter, zero in zip(group["params"], group["relinear_zero"], strict=True):
+                if zero:
+                    reach = min(threshold, torch.finfo(parameter.dtype).max)
+                    with torch.no_grad():
+                        parameter.copy_(functional.softshrink(parameter * alpha, reach))
 
 
-def _quadratic_layers(model: nn.Module) -> list[tuple[str, Quadratic]]:
-    """The layers built as neurons of the catalogue, with their paths.
+def _pair(name: str, given: Factor | tuple[Factor, Factor] | None) -> dict[str, Factor]:
+    """Both factors of a name by kind, each checked at its first step."""
+    factors: tuple[Any, ...] = given if isinstance(given, tuple) else (given, given)
+    if len(factors) != 2:
+        raise ValueError(f"{name}={given!r} is not allowed: give a number or a pair (g, b)")
+    pair: dict[str, Factor] = {}
+    for kind, factor in zip(_KINDS, factors, strict=True):
+        if given is None:
+            pair[kind] = 1.0
+        elif callable(factor):
+            pair[kind] = factor
+            _value(name, pair, kind, step=0)
+        elif isinstance(factor, int | float):
+            pair[kind] = check_factor(factor, f"{name}={factor!r} for {kind}")
+        else:
+            raise ValueError(
+                f"{name}={given!r} is not allowed: give a number, a schedule, or a pair (g, b)"
+            )
+    return pair
 
-    ``linear`` is one of them: the control trains under the same strategy, unchanged by it.
-    """
-    layers = [
-        (path, module) for path, module in model.named_modules() if isinstance(module, Quadratic)
-    ]
-    if not layers:
+
+def _value(name: str, pair: Mapping[str, Factor], kind: str, step: int) -> float:
+    """A factor of a kind at a step."""
+    factor = pair[kind]
+    if not callable(factor):
+        return factor
+    value = factor(step)
+    return check_factor(value, f"{name}={value!r} for {kind} at step {step}")
+
+
+def _pair_text(pair: Mapping[str, Factor]) -> str:
+    return f"({', '.join(f'{f!r}' if callable(f) else f'{f:g}' for f in pair.values())})"
+
+
+def _rates(gamma: object, lr_g: float | None, lr_b: float | None) -> dict[str, float] | None:
+    """The absolute rates by kind, or None where γ is given instead."""
+    if lr_g is None and lr_b is None:
+        return None
+    if gamma is not None:
         raise ValueError(
-            f"model ({type(model).__name__}) has no quadratic layers: build it from qcore's "
-            "layers, e.g. qcore.QuadraticLinear"
+            f"gamma={gamma!r} is not allowed with lr_g={lr_g!r} and lr_b={lr_b!r}: give the factor "
+            "of the learning rate, or the rates themselves"
         )
-    return layers
-
-
-def _zeros_at_reference(branch: nn.Module, layer: str) -> list[nn.Parameter]:
-    """A branch's parameters to set to 0: all, but of a low-rank form σ alone.
-
-    With its factors at 0 as well, neither they nor σ would receive a gradient.
-    """
-    forms = [module for module in branch.modules() if isinstance(module, LowRankForm)]
-    if not all(form.signed for form in forms):
+    if lr_g is None or lr_b is None:
         raise ValueError(
-            f"layer {layer!r} has a low-rank form without trainable signs, which receives no "
-            "gradient at the linear reference: build it with signed=True"
+            f"lr_g={lr_g!r}, lr_b={lr_b!r} is not allowed: give both; 0 where a part is not to "
+            "train, or the network has none"
         )
-    kept = {id(form.factors) for form in forms}
-    return [parameter for parameter in branch.parameters() if id(parameter) not in kept]
+    rates = {"g": lr_g, "b": lr_b}
+    for kind, rate in rates.items():
+        if not 0.0 <= rate < math.inf:
+            raise ValueError(f"lr_{kind}={rate!r} is not allowed: give a rate of 0 or more")
+    return rates
+
+
+def _roles(model: nn.Module) -> tuple[dict[int, str], set[int], dict[int, float]]:
+    """Of the quadratic parameters, by ``id``: their kinds, the zero ones, the biases' offsets."""
+    kinds: dict[int, str] = {}
+    zeros: set[int] = set()
+    offsets: dict[int, float] = {}
+    for _, layer in quadratic_layers(model):
+        zeros.update(id(parameter) for parameter in parameters_zero_at_reference(layer))
+        offset_of = dict(zip(layer, layer._offsets, strict=True))
+        for letter, branch in layer.quadratic_branches().items():
+            kind = "b" if letter in ("b", "q") else "g"
+            kinds.update((id(parameter), kind) for parameter in branch.parameters())
+            if offset_of[letter] and isinstance(bias := getattr(branch, "bias", None), Tensor):
+                offsets[id(bias)] = offset_of[letter]
+    return kinds, zeros, offsets
+
+
+def _entries(group: Mapping[str, Any]) -> list[tuple[Tensor, Any]]:
+    """The parameters of a group, each with the entry by which torch knows it, maybe with a name."""
+    if not isinstance(group, Mapping) or "params" not in group:
+        raise ValueError(
+            f"groups holds a {type(group).__name__} that is no parameter group: give dictionaries "
+            "with the key 'params', as to a torch optimiser"
+        )
+    params = group["params"]
+    entries = [params] if isinstance(params, Tensor) else list(params)
+    if "param_names" in group:  # as an optimiser keeps them; torch takes them back as pairs
+        entries = list(zip(group["param_names"], entries, strict=True))
+    return [(entry[1] if isinstance(entry, tuple) else entry, entry) for entry in entries]
+
+
+def _check_groups(optimizer: Optimizer) -> None:
+    if any("relinear" not in group for group in optimizer.param_groups):
+        raise ValueError(
+            "optimizer has parameter groups that ReLinear.param_groups did not make: build it as "
+            "Optimizer(strategy.param_groups(model, lr=...)), then attach; make groups that are "
+            "added later in the same way"
+        )
+
+
+def _steps_taken(optimizer: Optimizer) -> int:
+    """The position in schedules; a group that was added later joins the others there."""
+    return max(group["relinear_step"] for group in optimizer.param_groups)
+
+
+def _undo(optimizer: Optimizer) -> None:
+    """Restore the rates, and the biases, that ``_before_step`` changed."""
+    for group in optimizer.param_groups:
+        if "relinear_undo" in group:
+            group["lr"], shifted = group.pop("relinear_undo")
+            for i in shifted:
+                with torch.no_grad():
+                    group["params"][i].sub_(group["relinear_offset"][i])
+
+
+@cache
+def _refuse_steps_before_attach() -> None:
+    """Watch over the steps of all optimisers, from the first ``param_groups`` of the process on.
+
+    An optimiser that was never attached, or lost its hooks when it was copied, has no other place
+    in which ReLinear could speak up.
+    """
+    register_optimizer_step_pre_hook(_check_attached)
+
+
+def _check_attached(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    if optimizer in _ATTACHED or all("relinear" not in g for g in optimizer.param_groups):
+        return
+    # inside the step of an attached optimiser, such as ZeroRedundancyOptimizer, the rates are set
+    if any("relinear_undo" in group for outer in _ATTACHED for group in outer.param_groups):
+        return
+    raise RuntimeError(
+        "optimizer has ReLinear's parameter groups, but is not attached, and would train the "
+        "quadratic parameters at the full rate: call strategy.attach(optimizer) first, again "
+        "after copying or unpickling an optimizer"
+    )

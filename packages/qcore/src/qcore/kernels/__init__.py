@@ -1,0 +1,116 @@
+"""Which arithmetic a quadratic layer runs on: the plain formula, or a faster way to the same value.
+
+The choice stands here and nowhere else. ``"plain"`` is the formula branch by branch, and the only
+path while scripting, tracing, compiling, exporting, or under ``torch.func``. ``"fast"`` is
+:mod:`qcore.kernels.merged`, for the neuron ``quadratic`` over plain convolutions.
+
+Measured (``packages/qcore/benchmarks/speed.py``): on CPU the fast path wins for training steps of
+QResNet-20 in every layer; on CUDA it has not been measured, so the plain path stays the default.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from qcore.kernels.merged import can_merge, merged_convolution
+
+if TYPE_CHECKING:
+    from qcore.layers import Quadratic
+
+Backend = Literal["auto", "plain", "fast"]
+Path = Literal["plain", "fast"]
+
+
+@dataclass(frozen=True)
+class _Setting:
+    name: Backend = "auto"
+    recompute: int = 1
+
+
+_SETTING = ContextVar("qcore_backend", default=_Setting())  # noqa: B039 - the value is frozen
+
+
+@contextmanager
+def backend(name: Backend, *, recompute: int = 1) -> Iterator[None]:
+    """Choose, for the block, the arithmetic of all quadratic layers; values stay the same.
+
+    Args:
+        name: ``"plain"`` runs the formula as it is written; ``"fast"`` the merged convolutions
+            wherever they exist, and the formula elsewhere; ``"auto"``, the default, whichever was
+            measured to be faster.
+        recompute: how many of the two factors of ``r·g`` the fast path computes again in the
+            backward pass instead of keeping them: 0 is fastest, 2 keeps the input alone.
+
+    Raises ``ValueError`` for another name or number.
+
+    >>> from qcore import QuadraticConv2d
+    >>> layer, x = QuadraticConv2d(3, 8, 3), torch.randn(2, 3, 8, 8)
+    >>> with backend("plain"):
+    ...     layer.path(x)
+    'plain'
+    >>> with backend("fast", recompute=2):
+    ...     layer.path(x)
+    'fast'
+    """
+    if name not in get_args(Backend):
+        raise ValueError(
+            f"backend {name!r} is unknown: choose from {', '.join(map(repr, get_args(Backend)))}"
+        )
+    if recompute not in (0, 1, 2):
+        raise ValueError(
+            f"recompute={recompute!r} is not allowed: choose 0, 1 or 2, the number of factors to "
+            "compute again in the backward pass"
+        )
+    token = _SETTING.set(_Setting(name, recompute))
+    try:
+        yield
+    finally:
+        _SETTING.reset(token)
+
+
+def path(layer: "Quadratic", x: Tensor) -> Path:
+    """The path that a layer takes for this input, here and now."""
+    setting = _SETTING.get()
+    if setting.name == "plain" or not _eager(x) or not can_merge(layer):
+        return "plain"
+    dtype = autocast_dtype(x)
+    if dtype == torch.float16:
+        return "plain"  # which takes the squares in float32: they overflow in float16
+    if dtype is None and x.dtype != layer["r"].weight.dtype:
+        return "plain"  # torch's own error for it
+    if setting.name == "fast":
+        return "fast"
+    return "fast" if x.device.type == "cpu" else "plain"
+
+
+def run_fast(layer: "Quadratic", x: Tensor) -> Tensor:
+    """The layer's value by merged convolutions."""
+    return merged_convolution(layer, x, _SETTING.get().recompute, autocast_dtype(x) or x.dtype)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The type that autocast computes in on x's device; None without autocast."""
+    if not isinstance(x, Tensor):
+        return None  # a tracer's stand-in
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def _eager(x: Tensor) -> bool:
+    """Whether x is an ordinary tensor that no tracer or transformation looks at."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and not x.is_meta
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
