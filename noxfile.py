@@ -142,8 +142,8 @@ def check_package(
     for name in absent:
         session.run("python", "-c", PROOF, name, silent=True)
     tests = f"packages/{package}/tests"
-    # a process for each core; the tests of one file stay together and share what they set up
-    parallel = ("--numprocesses=auto", "--dist=loadfile")
+    # a process for each core; neighbouring tests mostly stay together and share what they set up
+    parallel = ("--numprocesses=auto", "--dist=worksteal")
     session.run(
         "pytest", "--doctest-modules", *parallel, "--pyargs", package, tests, *session.posargs
     )
