@@ -20,6 +20,8 @@ def weights_relative_to_linear(n, out, **options):
 
 def test_the_code_blocks_run_one_after_the_other():
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    # the third begins with timm, which qcore does without: it runs with qzoo's tests
+    blocks = [block for block in blocks if "import timm" not in block]
     assert len(blocks) == 2
     namespace = {}
     for block in blocks:

@@ -166,6 +166,19 @@ def test_the_fast_path_has_second_derivatives(kind, recompute):
         assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("letter", ["r", "g", "b"])
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+def test_a_bias_may_be_missing_in_one_branch_of_the_fast_path(letter, recompute):
+    # as folding a batch norm into layers without biases leaves it
+    layer, x = build("conv2d", {}, dtype=DOUBLE)
+    layer[letter].bias = None
+    with qcore.backend("plain"):
+        expected = gradients(layer, x)
+    with qcore.backend("fast", recompute=recompute):
+        assert layer.path(x) == "fast"
+        torch.testing.assert_close(gradients(layer, x), expected)
+
+
 def test_frozen_parameters_get_no_gradient_on_the_fast_path():
     layer, x = build("conv2d", {})
     layer["g"].requires_grad_(False)

@@ -1,5 +1,8 @@
 """qcore's surgery on the models that people have: timm's, torchvision's and our own."""
 
+import re
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -239,3 +242,15 @@ def test_replace_head_of_torchvision_and_of_our_own():
     own.fc = truncated
     assert own(images(32)).shape == (2, 4)
     assert ((energy > 0) & (energy < 1)).all()
+
+
+def test_the_readme_of_qcore_upgrades_a_timm_model():
+    readme = Path(__file__).parents[2] / "qcore" / "README.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme.read_text(), re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if "import timm" in block]
+    namespace = {}
+    exec(compile(block, "README.md", "exec"), namespace)  # noqa: S102 - our own README
+    x = torch.randn(2, 3, 32, 32)
+    quadratic, original = (namespace[name].eval() for name in ("model", "original"))
+    assert sum(isinstance(module, qcore.Quadratic) for module in quadratic.modules()) == 21
+    torch.testing.assert_close(quadratic(x), original(x), rtol=1e-5, atol=1e-5)

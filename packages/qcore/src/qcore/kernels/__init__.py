@@ -4,8 +4,10 @@ The choice stands here and nowhere else. ``"plain"`` is the formula branch by br
 path while scripting, tracing, compiling, exporting, or under ``torch.func``. ``"fast"`` is
 :mod:`qcore.kernels.merged`, for the neuron ``quadratic`` over plain convolutions.
 
-Measured (``packages/qcore/benchmarks/speed.py``): on CPU the fast path wins for training steps of
-QResNet-20 in every layer; on CUDA it has not been measured, so the plain path stays the default.
+Measured by ``packages/qcore/benchmarks/speed.py`` on 2 CPU cores in float32: a training step of
+QResNet-20 (batch 128) takes 0.78 of the published arrangement's time with everything kept, 0.86 with
+one factor computed again (the default, which keeps 0.61 of the memory), 0.93 with both (0.42). On
+CUDA nothing has been measured: the plain path stays the default there.
 """
 
 from collections.abc import Iterator

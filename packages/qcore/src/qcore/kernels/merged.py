@@ -42,7 +42,6 @@ def can_merge(layer: "Quadratic") -> bool:
             and not branch._backward_hooks
             and not branch._backward_pre_hooks
             and all(getattr(branch, name) == getattr(first, name) for name in _SETTINGS)
-            and (branch.bias is None) == (first.bias is None)
             for branch in branches
         )
     )
