@@ -1,6 +1,7 @@
 """MLflow as a replica: real stores and a real server, published to any number of times."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -199,3 +200,15 @@ def test_a_run_is_recorded_on_a_server_as_well(tmp_path: Path, server: str) -> N
         assert {run.data.tags["quadnets.trial"] for run in trials} == {r.key for r in results}
         assert len(trials) == 2
         assert {run.data.tags["quadnets.complete"] for run in trials} == {"true"}
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("setpriv") is None,
+    reason="root cannot put down its privileges here: no setpriv",
+)
+def test_the_publisher_ends_where_it_may_not_raise_its_priority(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qbench.publish", "--out", tmp_path, "--to", "sqlite://"]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set", "-sys_nice", *command]
+    done = subprocess.run(command, input=b"", capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

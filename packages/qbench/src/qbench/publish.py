@@ -247,9 +247,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run folders")
     parser.add_argument("--to", action="append", required=True, help="tracking URI; repeatable")
     arguments = parser.parse_args()
-    # training's threads wait for one another: on few cores, whatever takes a share slows them all
-    if hasattr(os, "nice"):
-        os.nice(19)
+    _run_when_idle(True)
     failed: dict[str, str] = {}
     unsent: dict[str, list[Result]] = {uri: [] for uri in arguments.to}
     for lines in _batches():
@@ -268,6 +266,19 @@ def main() -> None:
         sys.exit(1)
 
 
+def _run_when_idle(wanted: bool) -> None:
+    """Whether this process takes only processor time that nothing else wants.
+
+    While there is training to come, it does: training's threads wait for one another, so that on
+    few cores whatever takes a share slows them all. Systems without such a policy leave it as it
+    is, and so do those that let nobody but root leave it again.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        policy = os.SCHED_IDLE if wanted else os.SCHED_OTHER
+        with suppress(PermissionError):
+            os.sched_setscheduler(os.getpid(), policy, os.sched_param(0))
+
+
 def _batches() -> Iterator[list[str]]:
     """Lines of standard input: those that come within ``_GATHER`` of a first one together."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -277,6 +288,7 @@ def _batches() -> Iterator[list[str]]:
         try:
             for line in sys.stdin:
                 lines.put(line.rstrip("\n"))
+            _run_when_idle(False)  # the sender waits for the rest
         finally:
             lines.put("")
 

@@ -5,8 +5,8 @@ path while scripting, tracing, compiling, exporting, or under ``torch.func``. ``
 :mod:`qcore.kernels.merged`, for the neuron ``quadratic`` over plain convolutions.
 
 Measured by ``packages/qcore/benchmarks/speed.py`` on 2 CPU cores in float32: a training step of
-QResNet-20 (batch 128) takes 0.78 of the published arrangement's time with everything kept, 0.86 with
-one factor computed again (the default, which keeps 0.61 of the memory), 0.93 with both (0.42). On
+QResNet-20 (batch 128, channels last) takes 0.78 of the published arrangement's time with all kept,
+0.86 with one factor computed again (the default: 0.61 of the memory), 0.93 with both (0.42). On
 CUDA nothing has been measured: the plain path stays the default there.
 """
 
