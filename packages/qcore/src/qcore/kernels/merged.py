@@ -109,8 +109,11 @@ class _Merged(Function):
         )
         if dx is not None and dx2 is not None:
             dx = torch.addcmul(dx, dx2, x, value=2)
-        dw_r, dw_g = (None, None) if dw is None else dw.chunk(2)
-        db_r, db_g = (None, None) if db is None else db.chunk(2)
+        pairs = [(None, None) if pair is None else pair.chunk(2) for pair in (dw, db)]
+        halves = [half for pair in pairs for half in pair]  # of w_r, w_g, b_r, b_g
+        dw_r, dw_g, db_r, db_g = (
+            half if needs[i] else None for half, i in zip(halves, (1, 2, 4, 5), strict=True)
+        )
         return dx, dw_r, dw_g, dw_b, db_r, db_g, db_b, None, None
 
 
