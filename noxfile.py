@@ -142,10 +142,18 @@ def check_package(
     for name in absent:
         session.run("python", "-c", PROOF, name, silent=True)
     tests = f"packages/{package}/tests"
-    # a process for each core; neighbouring tests mostly stay together and share what they set up
-    parallel = ("--numprocesses=auto", "--dist=worksteal")
+    # a process for each core, with one thread each; neighbouring tests mostly stay together and
+    # share what they set up
     session.run(
-        "pytest", "--doctest-modules", *parallel, "--pyargs", package, tests, *session.posargs
+        "pytest",
+        "--doctest-modules",
+        "--numprocesses=auto",
+        "--dist=worksteal",
+        "--pyargs",
+        package,
+        tests,
+        *session.posargs,
+        env={"OMP_NUM_THREADS": "1"},
     )
 
 
