@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 
 import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from torch import nn
 
 from qbench.classifier import build_classifier
 from qbench.report.drawing import (
@@ -26,6 +26,7 @@ from qbench.report.drawing import (
 from qbench.report.wording import format_value
 from qbench.table import ModelSpec
 from qbench.trial import Result
+from qcore import analysis
 
 _REGIONS = ("#bcd9ee", "#f6c9bd")
 _CLASSES = ("#0b5394", "#b3261e")
@@ -55,17 +56,17 @@ def decision_regions(results: Sequence[Result], *, mark: str = "") -> Figure:
         height=2.4 * len(drawn) + 0.75,
         mark=mark or _reduced(drawn),
     )
-    ticks = np.linspace(-_REACH, _REACH, 161)
-    x, y = np.meshgrid(ticks, ticks)
-    plane = np.stack([x, y], axis=-1)  # (161, 161, 2)
     titles = []
     for row, result in enumerate(drawn):
         for column, step in enumerate(sorted(result.snapshots)):
             axes = figure.add_subplot(len(drawn), columns, row * columns + column + 1)
-            lead = _lead(result, step, plane)  # (161, 161)
+            square = (-_REACH, _REACH, -_REACH, _REACH)
+            regions = analysis.decision_regions(_model_at(result, step), square)
+            lead = (regions.outputs[..., 1] - regions.outputs[..., 0]).numpy()  # (161, 161)
             far = float(np.abs(lead).max()) + 1.0
-            axes.contourf(x, y, lead, levels=[-far, 0.0, far], colors=_REGIONS)
-            axes.contour(x, y, lead, levels=[0.0], colors=[INK], linewidths=0.8)
+            ticks = (regions.x.numpy(), regions.y.numpy())
+            axes.contourf(*ticks, lead, levels=[-far, 0.0, far], colors=_REGIONS)
+            axes.contour(*ticks, lead, levels=[0.0], colors=[INK], linewidths=0.8)
             _draw_points(axes)
             margin = result.history["margin"][result.step.index(step)]
             titles.append(f"step {step}, Δμ = {margin:.2f}")
@@ -155,15 +156,14 @@ def margin_curve(results: Sequence[Result], *, mark: str = "") -> Figure:
     return figure
 
 
-def _lead(result: Result, step: int, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """f_1 - f_0 of the model as it was recorded at a step, for points ``(…, 2)``: ``(…,)``."""
+def _model_at(result: Result, step: int) -> nn.Module:
+    """The model as it was recorded at a step, in double precision."""
     spec = ModelSpec.model_validate(result.resolved["model"])
     model = build_classifier(spec, features=2, classes=2, init_scale=1.0, seed=0).double()
     with torch.no_grad():
         for name, values in result.snapshots[step].items():
             model.get_parameter(name).copy_(torch.tensor(values, dtype=torch.float64))
-        outputs = model(torch.from_numpy(points))  # (…, 2)
-    return np.asarray(outputs[..., 1] - outputs[..., 0])
+    return model
 
 
 def _in_the_plane(result: Result) -> bool:
