@@ -14,7 +14,31 @@ Schedule = Callable[[int], float]
 
 
 @dataclass(frozen=True)
-class LinearSchedule:
+class _Ramp:
+    """What goes from ``start`` to ``end`` over ``steps`` steps, by a progress from 0 to 1."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_factor(self.start, f"start={self.start!r}")
+        check_factor(self.end, f"end={self.end!r}")
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps!r} is not allowed: give 1 or more")
+
+    def __call__(self, step: int) -> float:
+        """The factor at that step."""
+        progress = self._progress(min(step / self.steps, 1.0))
+        return (1.0 - progress) * self.start + progress * self.end
+
+    def _progress(self, elapsed: float) -> float:
+        """How far along it is when that share of the steps has elapsed."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LinearSchedule(_Ramp):
     r"""From ``start`` to ``end`` in a straight line over ``steps`` steps, then constant.
 
     .. math:: f(t) = (1 - p)\,\text{start} + p\,\text{end}, \quad p = \min(t / \text{steps}, 1)
@@ -26,21 +50,12 @@ class LinearSchedule:
     [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     """
 
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_ramp(self.start, self.end, self.steps)
-
-    def __call__(self, step: int) -> float:
-        """The factor at that step."""
-        progress = min(step / self.steps, 1.0)
-        return (1.0 - progress) * self.start + progress * self.end
+    def _progress(self, elapsed: float) -> float:
+        return elapsed
 
 
 @dataclass(frozen=True)
-class CosineSchedule:
+class CosineSchedule(_Ramp):
     r"""From ``start`` to ``end`` along half a cosine over ``steps`` steps, then constant.
 
     .. math::
@@ -54,17 +69,8 @@ class CosineSchedule:
     [0.0, 0.146, 0.5, 0.854, 1.0, 1.0]
     """
 
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _check_ramp(self.start, self.end, self.steps)
-
-    def __call__(self, step: int) -> float:
-        """The factor at that step."""
-        progress = 0.5 - 0.5 * math.cos(math.pi * min(step / self.steps, 1.0))
-        return (1.0 - progress) * self.start + progress * self.end
+    def _progress(self, elapsed: float) -> float:
+        return 0.5 - 0.5 * math.cos(math.pi * elapsed)
 
 
 @dataclass(frozen=True)
@@ -114,10 +120,3 @@ def check_factor(value: float, described: str) -> float:
             f"{described} is not allowed: choose from 0 (the linear network) to 1 (free)"
         )
     return float(value)
-
-
-def _check_ramp(start: float, end: float, steps: int) -> None:
-    check_factor(start, f"start={start!r}")
-    check_factor(end, f"end={end!r}")
-    if steps < 1:
-        raise ValueError(f"steps={steps!r} is not allowed: give 1 or more")
