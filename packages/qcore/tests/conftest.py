@@ -1,4 +1,9 @@
-"""One fixture: every test starts from the same random state."""
+"""Every test starts from the same random state; Triton kernels run on CPU, interpreted."""
+
+import os
+
+# read when Triton is first imported, which torch may do at any time
+os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch

@@ -48,16 +48,27 @@ def make(kind, n=5, out=3, dtype=DOUBLE):
     return form
 
 
+def place_written_out(n, i, j):
+    """Where the entry (i, j) of the upper triangle of ``A_k`` is in its stored triangle."""
+    large, small = (n + 1) // 2, n // 2
+    width = 2 * small + 1
+    if i < large <= j:
+        return i * width + j - large  # the square
+    if j < large:
+        return i * width + small + j + (n % 2 == 0)  # the upper triangle beside it
+    return (j - large + n % 2) * width + small + i - large  # the other one turned around, below it
+
+
 def matrices_written_out(form):
     """``A_k`` as nested lists, entry by entry from what is stored."""
     matrices = []
     for k in range(form.out_features):
         A = [[0.0] * form.size for _ in range(form.size)]
         if isinstance(form, QuadraticForm):
-            stored = iter(form.triangle[k].tolist())
             for i in range(form.size):
                 for j in range(i, form.size):
-                    A[i][j] = A[j][i] = next(stored) / (1.0 if i == j else math.sqrt(2.0))
+                    stored = form.triangle[k, place_written_out(form.size, i, j)].item()
+                    A[i][j] = A[j][i] = stored / (1.0 if i == j else math.sqrt(2.0))
         else:
             signs = form.signs[k].tolist() if form.signed else [1.0] * form.rank
             for sign, c in zip(signs, form.factors[k].tolist(), strict=True):
@@ -478,3 +489,25 @@ def test_form_over_patches_orders_them_as_a_convolution(affine):
         expected = (convolution(x) - convolution.bias[:, None, None]).square()
     patches = PatchForm(form, (3, 2), stride=2, padding=1)
     torch.testing.assert_close(patches(x), expected)
+
+
+# --- autocast ---
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_autocast_stays_finite_where_the_result_fits(kind, dtype):
+    form = make(kind, n=40, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in form.parameters():
+            parameter.mul_(1e-5 if kind.startswith("dense") else 1e-3)
+    x = torch.randn(6, 40).sign() * torch.logspace(-2, 4, 240).view(6, 40)
+    exact = form(x)
+    assert exact.abs().max() < torch.finfo(dtype).max
+    assert x.square().max() > torch.finfo(torch.float16).max
+    for given_x in (x, x.to(dtype)):
+        with torch.autocast("cpu", dtype=dtype):
+            y = form(given_x)
+        tolerance = 0.05 * float(exact.detach().abs().max())
+        torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=tolerance)
+        assert all(g.isfinite().all() for g in torch.autograd.grad(y.mean(), [*form.parameters()]))

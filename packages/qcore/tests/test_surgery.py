@@ -132,8 +132,8 @@ class TestQuadratize:
         upgraded(torch.randn(4, 3, 8, 8)).square().sum().backward()
         for path, layer in upgraded.named_modules():
             if isinstance(layer, Quadratic):
-                for term in layer._terms:
-                    factors = [list(layer.values())[i] for i in term]
+                for term in layer.terms:
+                    factors = [layer[letter] for letter in term]
                     gradients = [p.grad for factor in factors for p in factor.parameters()]
                     assert any(grad is not None and grad.any() for grad in gradients), path
 

@@ -90,6 +90,19 @@ def test_scripted_layer_returns_the_same_bits(kind, options):
     assert torch.equal(torch.jit.script(layer)(x), plain(layer, x))
 
 
+SCRIPT_ALONE = """
+import warnings, torch, qcore
+warnings.filterwarnings("ignore", "`torch.jit.script`")
+layer, x = qcore.QuadraticConvTranspose2d(2, 3, 2), torch.randn(1, 2, 4, 4)
+assert torch.equal(torch.jit.script(layer)(x), layer(x))
+"""
+
+
+def test_a_layer_scripts_where_no_other_was_scripted_before():
+    """TorchScript knows a module's type by name only after it has compiled one."""
+    subprocess.run([sys.executable, "-c", SCRIPT_ALONE], check=True, timeout=120)
+
+
 @every_layer
 @ignore_script_is_deprecated
 def test_a_symbolic_trace_and_its_script_return_the_same_bits(kind, options):

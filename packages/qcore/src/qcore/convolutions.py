@@ -199,16 +199,16 @@ class _ConvolutionTranspose(Quadratic):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The neuron's formula; ``output_size`` as in ``nn.ConvTranspose2d``."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            path = kernels.path(self, x)
+            if path != "plain" and output_size is None:
+                return kernels.run(self, x, path)
             dtype = kernels.autocast_dtype(x)
             if dtype is not None:
                 return self._autocast(x, dtype, output_size)
         squared = x * x if 1 in self._lifts else x
         values: list[Tensor] = []
         for i, branch in enumerate(self.values()):
-            if isinstance(branch, Constant):
-                value = branch(x)
-            else:
-                value = branch(squared if self._lifts[i] == 1 else x, output_size)
+            value = branch(squared if self._lifts[i] == 1 else x, output_size)
             values.append(value + self._offsets[i] if self._offsets[i] != 0.0 else value)
         return self._combine(values)
 

@@ -1,6 +1,6 @@
 """``Quadratic`` evaluates any neuron over any branches; ``QuadraticLinear`` builds linear ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from qcore import kernels
 from qcore.forms import LowRankForm, QuadraticForm
-from qcore.neurons import Neuron, get_neuron
+from qcore.neurons import Lift, Neuron, get_neuron
 
-_LIFTS = ("x", "x2", "form", "one")
+_LIFTS: tuple[Lift, ...] = ("x", "x2", "form", "one")
 
 
 class Quadratic(nn.ModuleDict):
@@ -39,7 +39,7 @@ class Quadratic(nn.ModuleDict):
     True
     """
 
-    __jit_unused_properties__ = ("reference",)
+    __jit_unused_properties__ = ("reference", "terms", "lifts", "offsets")
 
     def __init__(self, neuron: str | Neuron, branches: Mapping[str, nn.Module]) -> None:
         spec = get_neuron(neuron) if isinstance(neuron, str) else neuron
@@ -64,7 +64,23 @@ class Quadratic(nn.ModuleDict):
         self._reference = letters.index(spec.reference) if spec.reference is not None else -1
         self._quadratic = [letters.index(k) for k in spec.quadratic]
         self._zero_at_reference = [letters.index(k) for k in spec.zero_at_reference]
-        self._formula = spec.formula
+        self.formula = spec.formula
+
+    @property
+    def terms(self) -> tuple[tuple[str, ...], ...]:
+        """The products that the neuron adds up, each as the letters of its factors."""
+        letters = list(self)
+        return tuple(tuple(letters[i] for i in term) for term in self._terms)
+
+    @property
+    def lifts(self) -> dict[str, Lift]:
+        """What each branch is applied to, as in :class:`qcore.Branch`."""
+        return {k: _LIFTS[i] for k, i in zip(self, self._lifts, strict=True)}
+
+    @property
+    def offsets(self) -> dict[str, float]:
+        """The constant added to each branch."""
+        return dict(zip(self, self._offsets, strict=True))
 
     @property
     def reference(self) -> nn.Module | None:
@@ -81,6 +97,19 @@ class Quadratic(nn.ModuleDict):
         items = list(self.items())
         return dict(items[i] for i in self._zero_at_reference)
 
+    def parameters_zero_at_reference(self) -> Iterator[nn.Parameter]:
+        """The parameters that are 0 at the linear reference: what its branches end in.
+
+        These are weights and biases; of a low-rank form the signs σ alone, for with its factors at
+        0 as well neither would receive a gradient, and so for other factors of a weight, such as a
+        gain. Of modules that have none of these it is every parameter.
+        """
+        for branch in self.branches_zero_at_reference().values():
+            for module in branch.modules():
+                own = dict(module.named_parameters(recurse=False))
+                ends = [k for k in ("signs", "weight", "bias", "triangle") if k in own]
+                yield from (own[k] for k in ends or own)
+
     @torch.jit.unused
     def reset_parameters(self) -> None:
         """Draw all branches anew, each as its own kind does."""
@@ -90,8 +119,9 @@ class Quadratic(nn.ModuleDict):
     def forward(self, x: Tensor) -> Tensor:
         """The neuron's formula."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            if kernels.path(self, x) == "fast":
-                return kernels.run_fast(self, x)
+            path = kernels.path(self, x)
+            if path != "plain":
+                return kernels.run(self, x, path)
             dtype = kernels.autocast_dtype(x)
             if dtype is not None:
                 return self._autocast(x, dtype)
@@ -112,9 +142,9 @@ class Quadratic(nn.ModuleDict):
         """
         narrow = dtype == torch.float16
         wide = x.float() if narrow else x
+        more = () if output_size is None else (output_size,)
         values = []
         for i, branch in enumerate(self.values()):
-            more = () if isinstance(branch, Constant) or output_size is None else (output_size,)
             lift = _LIFTS[self._lifts[i]]
             alone = narrow and lift in ("x2", "form")
             with torch.autocast(x.device.type, dtype, enabled=not alone):
@@ -135,7 +165,7 @@ class Quadratic(nn.ModuleDict):
 
     def extra_repr(self) -> str:
         """The neuron and its formula, for ``print``."""
-        return f"neuron={self.neuron!r}: {self._formula}"
+        return f"neuron={self.neuron!r}: {self.formula}"
 
 
 def _product(values: list[Tensor], term: list[int]) -> Tensor:
@@ -175,7 +205,11 @@ class Constant(nn.Module):
         """Back to 0."""
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: ARG002 - a branch is called with the input
+    def forward(
+        self,
+        x: Tensor,  # noqa: ARG002 - a branch is called with the input
+        output_size: list[int] | None = None,  # noqa: ARG002 - and a transposed one with a size
+    ) -> Tensor:
         """The constants, shaped to broadcast over the output of the other branches."""
         return self.bias.view(self.shape)
 

@@ -194,19 +194,21 @@ def _dense(module: QuadraticForm) -> _Map:
 
 
 def _quadratic(module: Quadratic) -> _Map:
-    maps = [_map(branch) for branch in module.values()]
+    maps = {letter: _map(branch) for letter, branch in module.items()}
+    lifts, offsets, terms = module.lifts, module.offsets, module.terms
 
     def apply(units: _Units) -> _Units:
         squares = [unit * unit for unit in units]
-        values = []
-        for branch, lift, offset in zip(maps, module._lifts, module._offsets, strict=True):
-            constant = Polynomial.constant(offset)
-            values.append([v + constant for v in branch(squares if lift == 1 else units)])
+        values = {}
+        for letter, branch in maps.items():
+            constant = Polynomial.constant(offsets[letter])
+            mapped = branch(squares if lifts[letter] == "x2" else units)
+            values[letter] = [value + constant for value in mapped]
         products = [
-            [reduce(mul, factors) for factors in zip(*(values[i] for i in term), strict=True)]
-            for term in module._terms
+            [reduce(mul, factors) for factors in zip(*(values[k] for k in term), strict=True)]
+            for term in terms
         ]
-        return [_sum(terms) for terms in zip(*products, strict=True)]
+        return [_sum(summands) for summands in zip(*products, strict=True)]
 
     return apply
 

@@ -2,7 +2,9 @@
 
 The choice stands here and nowhere else. ``"plain"`` is the formula branch by branch, and the only
 path while scripting, tracing, compiling, exporting, or under ``torch.func``. ``"fast"`` is
-:mod:`qcore.kernels.merged`, for the neuron ``quadratic`` over plain convolutions.
+:mod:`qcore.kernels.merged` for the neuron ``quadratic`` over plain convolutions, and
+:mod:`qcore.kernels.triangle` for dense forms of 256 features and more. ``"triton"`` is
+:mod:`qcore.kernels.elementwise`, for neurons of one product and one more branch, on a GPU.
 
 Measured by ``packages/qcore/benchmarks/speed.py`` on 2 CPU cores in float32: a training step of
 QResNet-20 (batch 128, channels last) takes 0.78 of the published arrangement's time with all kept,
@@ -10,10 +12,13 @@ QResNet-20 (batch 128, channels last) takes 0.78 of the published arrangement's 
 CUDA nothing has been measured: the plain path stays the default there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -21,12 +26,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from qcore.kernels.merged import can_merge, merged_convolution
+from qcore.kernels.triangle import blocked_form as blocked_form
+from qcore.kernels.triangle import can_block
 
 if TYPE_CHECKING:
+    from qcore.forms import QuadraticForm
     from qcore.layers import Quadratic
 
-Backend = Literal["auto", "plain", "fast"]
-Path = Literal["plain", "fast"]
+Backend = Literal["auto", "plain", "fast", "triton"]
+Path = Literal["plain", "fast", "triton"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,10 @@ def backend(name: Backend, *, recompute: int = 1) -> Iterator[None]:
     """Choose, for the block, the arithmetic of all quadratic layers; values stay the same.
 
     Args:
-        name: ``"plain"`` runs the formula as it is written; ``"fast"`` the merged convolutions
-            wherever they exist, and the formula elsewhere; ``"auto"``, the default, whichever was
-            measured to be faster.
+        name: ``"plain"`` runs the formula as it is written; ``"fast"`` the merged convolutions and
+            blocked forms wherever they exist, and the formula elsewhere; ``"triton"`` the Triton
+            kernels where there are Triton and a GPU, and the formula elsewhere; ``"auto"``, the
+            default, whichever was measured to be faster. A layer's ``path(x)`` says what it takes.
         recompute: how many of the two factors of ``r·g`` the fast path computes again in the
             backward pass instead of keeping them: 0 is fastest, 2 keeps the input alone.
 
@@ -78,22 +87,65 @@ def backend(name: Backend, *, recompute: int = 1) -> Iterator[None]:
 
 def path(layer: "Quadratic", x: Tensor) -> Path:
     """The path that a layer takes for this input, here and now."""
-    setting = _SETTING.get()
-    if setting.name == "plain" or not _eager(x) or not can_merge(layer):
+    return _choose(
+        x,
+        fast=lambda autocast: (
+            can_merge(layer) and (autocast is not None or x.dtype == layer["r"].weight.dtype)
+        ),
+        triton=lambda: _runs_triton(x) and _elementwise().can_fuse(layer),
+    )
+
+
+def form_path(form: "QuadraticForm", x: Tensor) -> Path:
+    """The path that a dense form takes for this input, here and now."""
+    return _choose(
+        x,
+        fast=lambda autocast: (
+            autocast is None and x.dtype == form.triangle.dtype and can_block(form)
+        ),
+        triton=lambda: False,
+    )
+
+
+def _choose(
+    x: Tensor, *, fast: Callable[[torch.dtype | None], bool], triton: Callable[[], bool]
+) -> Path:
+    """The choice itself; ``fast``, given the type of autocast, and ``triton`` say what there is."""
+    name = _SETTING.get().name
+    if name == "plain" or not _eager(x):
         return "plain"
-    dtype = autocast_dtype(x)
-    if dtype == torch.float16:
+    autocast = autocast_dtype(x)
+    if autocast == torch.float16:
         return "plain"  # which takes the squares in float32: they overflow in float16
-    if dtype is None and x.dtype != layer["r"].weight.dtype:
-        return "plain"  # torch's own error for it
-    if setting.name == "fast":
-        return "fast"
-    return "fast" if x.device.type == "cpu" else "plain"
+    if name == "triton":
+        return "triton" if triton() else "plain"
+    if name == "auto" and x.device.type != "cpu":
+        return "plain"
+    return "fast" if fast(autocast) else "plain"
 
 
-def run_fast(layer: "Quadratic", x: Tensor) -> Tensor:
-    """The layer's value by merged convolutions."""
+def run(layer: "Quadratic", x: Tensor, path: Path) -> Tensor:
+    """The layer's value on a path that is not the plain one."""
+    if path == "triton":
+        return _elementwise().fused(layer, x)
     return merged_convolution(layer, x, _SETTING.get().recompute, autocast_dtype(x) or x.dtype)
+
+
+def _runs_triton(x: Tensor) -> bool:
+    """Whether Triton is there and runs on the device of x."""
+    return _has_triton() and (x.is_cuda or _elementwise().INTERPRETED)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _elementwise() -> ModuleType:
+    """Imported at its first use: Triton is large."""
+    from qcore.kernels import elementwise
+
+    return elementwise
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -1,7 +1,5 @@
 """The linear reference of a model: the point where every quadratic layer is its linear branch."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -50,17 +48,6 @@ def check_trainable_from_reference(model: nn.Module) -> None:
                     f"layer {name!r} has a low-rank form without trainable signs, which receives "
                     "no gradient at the linear reference: build it with signed=True"
                 )
-
-
-def parameters_zero_at_reference(layer: Quadratic) -> Iterator[nn.Parameter]:
-    """The parameters that are 0 at the reference: one factor of each quadratic term.
-
-    Of a low-rank form these are the signs σ alone: with its factors at 0 as well, neither they nor
-    σ would receive a gradient.
-    """
-    for branch in layer.branches_zero_at_reference().values():
-        kept = {id(form.factors) for form in _low_rank_forms(branch)}
-        yield from (parameter for parameter in branch.parameters() if id(parameter) not in kept)
 
 
 def conventional_values(model: nn.Module, conventional: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -124,18 +111,12 @@ def _reference_state(model: nn.Module) -> tuple[dict[str, Tensor], list[Tensor]]
 
 
 def _receives_gradient(layer: Quadratic, letter: str) -> bool:
-    letters = list(layer)
-    index = letters.index(letter)
-    zero = [
-        letters.index(k)
-        for k in layer.branches_zero_at_reference()
-        if layer._offsets[letters.index(k)] == 0.0
-    ]
-    for term in layer._terms:
-        if index in term:
+    zero = {k for k in layer.branches_zero_at_reference() if layer.offsets[k] == 0.0}
+    for term in layer.terms:
+        if letter in term:
             rest = list(term)
-            rest.remove(index)
-            if not set(rest) & set(zero):
+            rest.remove(letter)
+            if not zero.intersection(rest):
                 return True
     return False
 

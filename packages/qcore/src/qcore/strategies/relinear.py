@@ -19,7 +19,6 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from qcore.strategies.reference import (
     check_trainable_from_reference,
     conventional_values,
-    parameters_zero_at_reference,
     quadratic_layers,
 )
 from qcore.strategies.schedule import Schedule, check_factor
@@ -139,7 +138,7 @@ class ReLinear:
         copies = [] if conventional is None else conventional_values(model, conventional)
         with torch.no_grad():
             for _, layer in quadratic_layers(model):
-                for parameter in parameters_zero_at_reference(layer):
+                for parameter in layer.parameters_zero_at_reference():
                     parameter.zero_()
             for ours, theirs in copies:
                 ours.copy_(theirs)
@@ -414,8 +413,8 @@ def _roles(model: nn.Module) -> tuple[dict[int, str], set[int], dict[int, float]
     zeros: set[int] = set()
     offsets: dict[int, float] = {}
     for _, layer in quadratic_layers(model):
-        zeros.update(id(parameter) for parameter in parameters_zero_at_reference(layer))
-        offset_of = dict(zip(layer, layer._offsets, strict=True))
+        zeros.update(id(parameter) for parameter in layer.parameters_zero_at_reference())
+        offset_of = layer.offsets
         for letter, branch in layer.quadratic_branches().items():
             kind = "b" if letter in ("b", "q") else "g"
             kinds.update((id(parameter), kind) for parameter in branch.parameters())

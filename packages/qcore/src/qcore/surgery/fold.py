@@ -160,9 +160,8 @@ def _places(layer: Site, norm: Site) -> tuple[list[nn.Module], nn.Module]:
     if not isinstance(layer.module, Quadratic):
         return [layer.module], layer.module
     neuron = layer.module
-    branches = list(neuron.values())
-    factors = [i for term in neuron._terms for i in term]
-    scalable = [i for i, offset in enumerate(neuron._offsets) if offset == 0.0]
+    factors = [letter for term in neuron.terms for letter in term]
+    scalable = [letter for letter, offset in neuron.offsets.items() if offset == 0.0]
     choices = chain.from_iterable(
         combinations(scalable, count) for count in range(1, len(scalable) + 1)
     )
@@ -170,27 +169,27 @@ def _places(layer: Site, norm: Site) -> tuple[list[nn.Module], nn.Module]:
         (
             choice
             for choice in choices
-            if all(sum(i in choice for i in term) == 1 for term in neuron._terms)
+            if all(sum(letter in choice for letter in term) == 1 for term in neuron.terms)
         ),
         None,
     )
     shifted = [
-        branches[term[0]]
-        for term in neuron._terms
+        neuron[term[0]]
+        for term in neuron.terms
         if len(term) == 1
         and factors.count(term[0]) == 1
-        and isinstance(branches[term[0]], (*LINEAR, Constant))
+        and isinstance(neuron[term[0]], (*LINEAR, Constant))
     ]
     if scaled is None or not shifted:
         lacking = "scale" if scaled is None else "shift"
         raise ValueError(
-            f"layer {layer.name!r} (neuron {neuron.neuron!r}: {neuron._formula}) has no place for "
+            f"layer {layer.name!r} (neuron {neuron.neuron!r}: {neuron.formula}) has no place for "
             f"the {lacking} of batch norm {norm.name!r}; neurons with a linear term of its own, "
             "such as 'quadratic' or 'product_linear', can be folded"
         )
     # a branch that has its bias already needs no new one
     shifted.sort(key=lambda branch: getattr(branch, "bias", None) is None)
-    return [branches[i] for i in scaled], shifted[0]
+    return [neuron[letter] for letter in scaled], shifted[0]
 
 
 def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

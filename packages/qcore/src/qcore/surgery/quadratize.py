@@ -18,7 +18,6 @@ from qcore.convolutions import (
     QuadraticConvTranspose2d,
     QuadraticConvTranspose3d,
 )
-from qcore.forms import LowRankForm
 from qcore.layers import Constant, Quadratic, build_form, resolve
 from qcore.neurons import CATALOGUE, Neuron
 from qcore.surgery.sites import LINEAR, Site, find, obstacles
@@ -280,12 +279,13 @@ def _quadratic(module: Any, spec: Neuron, rank: int | None) -> Quadratic:
             new = _form(module, rank)
         else:
             new = _same_kind(module, branch.bias)
-        if letter in spec.zero_at_reference:
-            _zero_(new)
         # a frozen layer stays frozen as a whole
         new.requires_grad_(any(parameter.requires_grad for parameter in module.parameters()))
         branches[letter] = new.train(module.training)
     layer = _assemble(module, spec, branches)
+    with torch.no_grad():
+        for parameter in layer.parameters_zero_at_reference():
+            parameter.zero_()
     layer.training = module.training
     # parents may ask a layer for its sizes: these are what torch's own layers list there
     for name in type(module).__constants__:
@@ -364,16 +364,3 @@ def _same_kind(module: Any, bias: bool) -> nn.Module:
 def _is_main(name: str) -> bool:
     """Whether a parameter is the weight, the bias, or what they are computed from (`weight_g`)."""
     return name.startswith(("weight", "bias"))
-
-
-def _zero_(branch: nn.Module) -> None:
-    """To 0 exactly: weight and bias, the entries of a form, but of a low-rank one σ alone.
-
-    Were other factors 0 as well, e.g. the gain of a scaled convolution, none would get a gradient.
-    """
-    form = branch.form if isinstance(branch, PatchForm) else branch
-    zeros = ("signs",) if isinstance(form, LowRankForm) else ("weight", "bias", "triangle")
-    with torch.no_grad():
-        for name, parameter in form.named_parameters(recurse=False):
-            if name in zeros:
-                parameter.zero_()
