@@ -18,6 +18,7 @@ from qcore.layers import Quadratic as Quadratic
 from qcore.layers import QuadraticLinear as QuadraticLinear
 from qcore.neurons import CATALOGUE as CATALOGUE
 from qcore.neurons import Branch as Branch
+from qcore.neurons import Cost as Cost
 from qcore.neurons import Neuron as Neuron
 from qcore.neurons import get_neuron as get_neuron
 from qcore.strategies import CosineSchedule as CosineSchedule
@@ -41,6 +42,7 @@ __all__ = [
     "Branch",
     "Constant",
     "CosineSchedule",
+    "Cost",
     "LinearSchedule",
     "LowRankForm",
     "MarginMeter",

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Lift = Literal["x", "x2", "form", "one"]
 _DEGREE: Mapping[Lift, int] = MappingProxyType({"x": 1, "x2": 2, "form": 2, "one": 0})
@@ -41,6 +41,13 @@ class Branch:
     def __post_init__(self) -> None:
         if self.lift not in _DEGREE:
             raise ValueError(f"lift={self.lift!r} is not allowed: choose from {', '.join(_DEGREE)}")
+
+
+class Cost(NamedTuple):
+    """What one neuron costs: see :meth:`Neuron.cost`."""
+
+    parameters: int
+    multiply_adds: int
 
 
 @dataclass(frozen=True)
@@ -175,6 +182,34 @@ class Neuron:
             # the papers write c for the constant beside x²; an offset is part of the written b_g
             return f"{text} + {'c' if branch.lift == 'x2' else 'b' + subscript}"
         return f"{text} + {branch.offset:g}" if branch.offset else text
+
+    def cost(self, in_features: int, rank: int | None = None) -> Cost:
+        """Parameters, and multiply-adds per sample, of one neuron with n inputs.
+
+        The squares of the inputs are not counted, which all neurons of a layer share, nor are
+        additions alone. A dense form counts as its triangle, :math:`n(n+1)/2` and n more; what its
+        layer multiplies is between 9/16 and all of the full square.
+
+        Args:
+            in_features: n; of a convolution ``in_channels / groups · Π kernel_size``.
+            rank: for ``"bilinear"``, the rank of a signed low-rank form; None means a dense one.
+
+        >>> CATALOGUE["quadratic"].cost(64)
+        Cost(parameters=195, multiply_adds=193)
+        """
+        n = in_features
+        parameters = multiply_adds = 0
+        for branch in self.branches.values():
+            if branch.lift == "form":
+                entries = n * (n + 1) // 2 if rank is None else rank * (n + 1)
+                parameters += entries
+                multiply_adds += entries + (n if rank is None else rank)
+            elif branch.lift == "one":
+                parameters += 1
+            else:
+                parameters += n + branch.bias
+                multiply_adds += n
+        return Cost(parameters, multiply_adds + sum(len(term) - 1 for term in self.terms))
 
     def without_bias(self) -> "Neuron":
         """The same neuron without any bias; offsets stay, so a linear reference remains.
