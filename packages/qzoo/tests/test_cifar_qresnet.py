@@ -9,7 +9,7 @@ from torch import nn
 
 import qcore
 from qzoo import CifarQResNet
-from qzoo.models.cifar_qresnet import OptionAShortcut
+from qzoo.models.blocks import OptionAShortcut, OptionBShortcut, ResidualBlock
 
 TINY = {"depths": (1, 2), "widths": (4, 8)}
 NEURONS = list(qcore.CATALOGUE)
@@ -60,7 +60,7 @@ def test_initialisation_reaches_every_quadratic_convolution():
 
 def test_stem_head_and_biases_start_as_torch_starts_them():
     model = timm.create_model("qresnet20", num_classes=100)
-    assert is_torch_default(model.conv1.weight, 27)
+    assert is_torch_default(model.stem.conv.weight, 27)
     assert is_torch_default(model.fc.weight, 64)
     assert is_torch_default(model.fc.bias, 64)
     for layer in quadratic_layers(model).values():
@@ -91,8 +91,8 @@ def test_each_neuron_starts_as_the_linear_network(neuron):
     for path, layer in quadratic_layers(model).items():
         reference = layer.reference
         no_bias = torch.zeros(layer.out_channels)
-        state[f"{path}.r.weight"] = reference.weight
-        state[f"{path}.r.bias"] = no_bias if reference.bias is None else reference.bias
+        state[f"{path}.weight"] = reference.weight
+        state[f"{path}.bias"] = no_bias if reference.bias is None else reference.bias
     linear.load_state_dict(state)
     x = torch.randn(3, 3, 12, 12)
     # not torch.equal: a form lays out its output in another order, and batch norm rounds otherwise
@@ -102,7 +102,8 @@ def test_each_neuron_starts_as_the_linear_network(neuron):
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_every_neuron_of_the_catalogue(neuron):
     model = timm.create_model("qresnet20", **TINY, neuron=neuron)
-    assert {layer.neuron for layer in quadratic_layers(model).values()} == {neuron}
+    expected = set() if neuron == "linear" else {neuron}  # which is nn.Conv2d
+    assert {layer.neuron for layer in quadratic_layers(model).values()} == expected
     logits = model(torch.randn(4, 3, 12, 12))
     assert logits.shape == (4, 10)
     logits.square().sum().backward()
@@ -119,8 +120,8 @@ def test_a_neuron_of_ones_own():
 
 def test_stem_and_head_are_linear():
     model = CifarQResNet(**TINY)
-    assert type(model.conv1) is nn.Conv2d
-    assert model.conv1.bias is None
+    assert type(model.stem.conv) is nn.Conv2d
+    assert model.stem.conv.bias is None
     assert type(model.fc) is nn.Linear
 
 
@@ -167,3 +168,74 @@ def test_the_block_written_out():
     outer = norm(block.bn2, quadratic(block.conv2, inner, stride=1))
     outer[:, 2:6] += x[:, :, ::2, ::2]
     assert torch.allclose(block(x), outer.relu(), atol=1e-5)
+
+
+# --- the parts by keyword ---
+
+
+def test_a_gate_that_is_0_leaves_the_shortcut_alone():
+    block = ResidualBlock(4, 4, residual="rezero")
+    x = torch.randn(2, 4, 6, 6)
+    assert torch.equal(block(x), x.relu())
+    with torch.no_grad():
+        block.rezero.gate.fill_(0.5)
+    plain = ResidualBlock(4, 4)
+    plain.load_state_dict(block.state_dict(), strict=False)
+    residual = plain.bn2(plain.conv2(plain.act1(plain.bn1(plain.conv1(x)))))
+    torch.testing.assert_close(block(x), (x + 0.5 * residual).relu())
+
+
+def test_shortcut_b_is_a_linear_projection():
+    model = CifarQResNet(**TINY, shortcut="B")
+    first, second = model.stages[1]
+    assert isinstance(first.shortcut, OptionBShortcut)
+    assert isinstance(second.shortcut, nn.Identity)
+    assert [type(part) for part in first.shortcut] == [nn.Conv2d, nn.BatchNorm2d]
+    assert (first.shortcut.conv.kernel_size, first.shortcut.conv.stride) == ((1, 1), (2, 2))
+    assert CifarQResNet(depths=(1, 1), widths=(8, 4), shortcut="B")(torch.randn(2, 3, 8, 8)).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "expected"),
+    [
+        ({"head": "dense", "affine": True}, qcore.QuadraticForm, {"affine": True}),
+        (
+            {"head": "low_rank", "rank": 3},
+            qcore.LowRankForm,
+            {"rank": 3, "signed": False, "affine": False},
+        ),
+        (
+            {"head": "low_rank", "rank": 2, "signed": True, "affine": True},
+            qcore.LowRankForm,
+            {"rank": 2, "signed": True, "affine": True},
+        ),
+    ],
+    ids=["dense", "rank3", "signed"],
+)
+def test_quadratic_heads(options, kind, expected):
+    model = CifarQResNet(**TINY, **options)
+    assert type(model.fc) is kind
+    assert {name: getattr(model.fc, name) for name in expected} == expected
+    assert (model.fc.in_features, model.fc.out_features) == (8, 10)
+    model.reset_classifier(5, "catavgmax")
+    assert type(model.fc) is kind
+    assert {name: getattr(model.fc, name) for name in expected} == expected
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_rank_is_the_head_s_or_else_the_neuron_s():
+    def ranks(**options):
+        model = CifarQResNet(**TINY, **options)
+        forms = [m for m in model.stages.modules() if isinstance(m, qcore.LowRankForm)]
+        return {form.rank for form in forms}, getattr(model.fc, "rank", None)
+
+    assert ranks(neuron="bilinear", rank=2) == ({2}, None)
+    assert ranks(neuron="bilinear", head="low_rank", rank=2) == (set(), 2)  # dense neurons
+    assert ranks(neuron="bilinear", neuron_rank=1, head="low_rank", rank=2) == ({1}, 2)
+
+
+def test_drop_path_rises_from_block_to_block():
+    model = CifarQResNet(depths=(2, 2), widths=(4, 8), drop_path_rate=0.3)
+    paths = [block.drop_path for stage in model.stages for block in stage]
+    assert isinstance(paths[0], nn.Identity)
+    assert [path.drop_prob for path in paths[1:]] == pytest.approx([0.1, 0.2, 0.3])

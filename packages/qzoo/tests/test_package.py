@@ -18,12 +18,13 @@ models, modules = set(timm.list_models()), set(timm.models.list_modules())
 
 import qzoo
 import qzoo.models
+import qzoo.models.architectures
 import qzoo.models.cifar_qresnet
 import qzoo
 
 new_models = set(timm.list_models()) - models
 new_modules = set(timm.models.list_modules()) - modules
-assert new_models == set(qzoo.models.cifar_qresnet.ARCHITECTURES), new_models
+assert new_models == set(qzoo.models.architectures.ARCHITECTURES), new_models
 assert new_modules == {"cifar_qresnet"}, new_modules
 for name in new_models:
     entry = timm.model_entrypoint(name)

@@ -33,7 +33,9 @@ _TORCH_FORWARDS = (
 )
 
 
-def fold_batchnorm(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+def fold_batchnorm(
+    model: nn.Module, *, inplace: bool = False, strict: bool = True
+) -> nn.Module:
     r"""Take every batch norm into the layer right before it; outputs in eval mode stay the same.
 
     A batch norm in eval mode is :math:`s \cdot y + t`. For the default neuron
@@ -54,11 +56,13 @@ def fold_batchnorm(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Args:
         model: any model in eval mode.
         inplace: change ``model`` itself instead of a deep copy.
+        strict: refuse a model with a neuron that has no place for the scale or the shift
+            (``"product"``, ``"squared_output"``); False lets its batch norm stay.
 
     The layer before an ``nn.BatchNorm1d`` is taken to return ``(B, features)`` if it is linear.
 
-    Raises ``ValueError`` for a model in train mode, and, naming the layer, for a neuron with no
-    place for the scale or the shift (``"product"``, ``"squared_output"``); nothing is changed then.
+    Raises ``ValueError`` for a model in train mode and, if ``strict``, for a neuron with no place,
+    naming the layer; nothing is changed then.
 
     Source: Jacob et al., arXiv 1712.05877, section 3.2, for ordinary convolutions.
 
@@ -89,10 +93,15 @@ def fold_batchnorm(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         ):
             continue
         rest = _rest(norm)
-        if rest is not None and _is_scalable(layer):
-            foldings.append((_places(*pair), sites[norm], norm, rest))
+        if rest is None or not _is_scalable(layer):
+            continue
+        scaled, shifted = _places(layer)
+        if scaled and shifted is not None:
+            foldings.append((scaled, shifted, sites[norm], norm, rest))
+        elif strict:
+            raise ValueError(_no_place(*pair, "shift" if scaled else "scale"))
     with torch.no_grad():
-        for (scaled, shifted), site, norm, rest in foldings:
+        for scaled, shifted, site, norm, rest in foldings:
             scale, shift = _scale_and_shift(norm)
             for branch in scaled:
                 _scale_(branch, scale)
@@ -155,13 +164,15 @@ def _outputs(layer: nn.Module) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _places(layer: Site, norm: Site) -> tuple[list[nn.Module], nn.Module]:
-    """The branches to scale, one of each term, and the one to shift, in a term of its own."""
-    if not isinstance(layer.module, Quadratic):
-        return [layer.module], layer.module
-    neuron = layer.module
-    factors = [letter for term in neuron.terms for letter in term]
-    scalable = [letter for letter, offset in neuron.offsets.items() if offset == 0.0]
+def _places(layer: nn.Module) -> tuple[list[nn.Module], nn.Module | None]:
+    """The branches to scale, one of each term, and the one to shift, in a term of its own.
+
+    No branches, or None, where the neuron has no such.
+    """
+    if not isinstance(layer, Quadratic):
+        return [layer], layer
+    factors = [letter for term in layer.terms for letter in term]
+    scalable = [letter for letter, offset in layer.offsets.items() if offset == 0.0]
     choices = chain.from_iterable(
         combinations(scalable, count) for count in range(1, len(scalable) + 1)
     )
@@ -169,27 +180,29 @@ def _places(layer: Site, norm: Site) -> tuple[list[nn.Module], nn.Module]:
         (
             choice
             for choice in choices
-            if all(sum(letter in choice for letter in term) == 1 for term in neuron.terms)
+            if all(sum(letter in choice for letter in term) == 1 for term in layer.terms)
         ),
         None,
     )
     shifted = [
-        neuron[term[0]]
-        for term in neuron.terms
+        layer[term[0]]
+        for term in layer.terms
         if len(term) == 1
         and factors.count(term[0]) == 1
-        and isinstance(neuron[term[0]], (*LINEAR, Constant))
+        and isinstance(layer[term[0]], (*LINEAR, Constant))
     ]
-    if scaled is None or not shifted:
-        lacking = "scale" if scaled is None else "shift"
-        raise ValueError(
-            f"layer {layer.name!r} (neuron {neuron.neuron!r}: {neuron.formula}) has no place for "
-            f"the {lacking} of batch norm {norm.name!r}; neurons with a linear term of its own, "
-            "such as 'quadratic' or 'product_linear', can be folded"
-        )
     # a branch that has its bias already needs no new one
     shifted.sort(key=lambda branch: getattr(branch, "bias", None) is None)
-    return [neuron[letter] for letter in scaled], shifted[0]
+    return [layer[letter] for letter in scaled or ()], next(iter(shifted), None)
+
+
+def _no_place(layer: Site, norm: Site, lacking: str) -> str:
+    neuron = layer.module
+    return (
+        f"layer {layer.name!r} (neuron {neuron.neuron!r}: {neuron.formula}) has no place for the "
+        f"{lacking} of batch norm {norm.name!r}; neurons with a linear term of its own, such as "
+        "'quadratic' or 'product_linear', can be folded, and strict=False folds the rest of a model"
+    )
 
 
 def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -1,176 +1,90 @@
-"""QResNets for 32×32 images: residual networks whose 3×3 convolutions are quadratic.
+"""QResNets for small images: residual networks whose 3×3 convolutions are quadratic.
 
 Papers: Fan et al., "On Expressivity and Trainability of Quadratic Networks", arXiv 2110.06081, for
-the quadratic neuron and its initialisation; He et al., "Deep Residual Learning for Image
-Recognition", arXiv 1512.03385, section 4.2, for the three-stage network and its option-A shortcuts.
-The stem and the classifier stay linear.
+the quadratic neuron and its initialisation; Liu et al., "Dendritic Integration Based Quadratic
+Neural Networks Outperform Traditional Artificial Ones", arXiv 2307.13609, for the quadratic heads;
+He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, for the networks.
 
 ``ReLinear``, which the tags' names mention, is a way to train such a network, not an activation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from timm.layers.classifier import create_classifier
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+)
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 import qcore
+from qzoo.models.architectures import ARCHITECTURES
+from qzoo.models.blocks import Residual, ResidualBlock, Shortcut, Stem
 
-__all__ = ["ARCHITECTURES", "CifarQResNet", "OptionAShortcut", "QuadraticBlock"]
+__all__ = ["CifarQResNet"]
 
-ARCHITECTURES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "qresnet20": {"depths": (3, 3, 3), "widths": (16, 32, 64)},
-    }
-)
-"""Arguments of :class:`CifarQResNet` by model name: a new size is a new row."""
+Head = Literal["linear", "dense", "low_rank"]
 
 _POOLS = ("avg", "max", "avgmax", "catavgmax", "")
 
 
-class OptionAShortcut(nn.Module):
-    """A shortcut without parameters: every ``stride``-th pixel, and zero channels on both sides.
-
-    Args:
-        in_channels, out_channels: ``out_channels - in_channels`` zero channels are added, half of
-            them before and half after; an odd one goes after. For twice the channels this is
-            ``out_channels // 4`` on each side.
-        stride: step in both directions, starting at the first pixel.
-
-    Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``:
-    that of a 3×3 convolution with this stride and padding 1.
-
-    Raises ``ValueError`` for fewer output than input channels.
-
-    Source: arXiv 1512.03385, section 3.3, option A.
-
-    >>> OptionAShortcut(1, 3, stride=2)(torch.arange(9.0).view(1, 1, 3, 3))[0, :, 0]
-    tensor([[0., 0.],
-            [0., 2.],
-            [0., 0.]])
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__()
-        if out_channels < in_channels:
-            raise ValueError(
-                f"out_channels={out_channels} is less than in_channels={in_channels}: "
-                "this shortcut only adds channels; give widths that do not decrease"
-            )
-        self.stride = stride
-        self.before = (out_channels - in_channels) // 2
-        self.after = out_channels - in_channels - self.before
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The input, thinned out and padded with zero channels."""
-        x = x[:, :, :: self.stride, :: self.stride]
-        return nn.functional.pad(x, [0, 0, 0, 0, self.before, self.after])
-
-    def extra_repr(self) -> str:
-        """Step and zero channels, for ``print``."""
-        return f"stride={self.stride}, before={self.before}, after={self.after}"
-
-
-class QuadraticBlock(nn.Module):
-    r"""A residual block of two quadratic convolutions.
-
-    .. math:: y = \mathrm{ReLU}(\mathrm{BN}(q_2(\mathrm{ReLU}(\mathrm{BN}(q_1(x))))) + s(x))
-
-    with 3×3 quadratic convolutions :math:`q` with bias, batch norms BN, and the option-A shortcut
-    :math:`s`, the identity where the shape stays.
-
-    Args:
-        in_channels, out_channels: channels of input and output; the latter may not be fewer.
-        stride: of the first convolution and of the shortcut.
-        neuron: a name of :data:`qcore.CATALOGUE`, or a :class:`qcore.Neuron`.
-        device, dtype: as everywhere in torch.
-
-    Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``.
-
-    Cost: with the default neuron, three times the parameters and multiply-adds of the linear block.
-
-    Raises ``ValueError`` for an unknown neuron, and for fewer output than input channels.
-
-    Source: the network of arXiv 2110.06081's CIFAR-10 experiments.
-
-    >>> QuadraticBlock(16, 32, stride=2)(torch.randn(2, 16, 8, 8)).shape
-    torch.Size([2, 32, 4, 4])
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int = 1,
-        *,
-        neuron: str | qcore.Neuron = "quadratic",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.conv1 = qcore.QuadraticConv2d(
-            in_channels, out_channels, 3, stride, padding=1, neuron=neuron, **factory
-        )
-        self.bn1 = nn.BatchNorm2d(out_channels, **factory)
-        self.act1 = nn.ReLU()
-        self.conv2 = qcore.QuadraticConv2d(
-            out_channels, out_channels, 3, padding=1, neuron=neuron, **factory
-        )
-        self.bn2 = nn.BatchNorm2d(out_channels, **factory)
-        same_shape = stride == 1 and in_channels == out_channels
-        self.shortcut = (
-            nn.Identity() if same_shape else OptionAShortcut(in_channels, out_channels, stride)
-        )
-        self.act2 = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The block's formula."""
-        residual = self.act1(self.bn1(self.conv1(x)))
-        residual = self.bn2(self.conv2(residual))
-        return self.act2(residual + self.shortcut(x))
-
-
 class CifarQResNet(nn.Module):
-    """A residual network for small images whose block convolutions are quadratic, as a timm model.
+    """A residual network for small images, with quadratic convolutions or head, as a timm model.
 
-    A linear 3×3 convolution with batch norm and ReLU, stages of :class:`QuadraticBlock`, each stage
-    after the first at half the resolution, global pooling, and a linear classifier. Usually made by
+    A linear :class:`Stem`, stages of :class:`ResidualBlock`, each stage after the first at half the
+    resolution, global pooling, and a classifier. Usually made by
     ``timm.create_model("qresnet20", ...)``, which passes these arguments on and refuses others.
 
     Args:
         depths: blocks per stage.
-        widths: channels per stage; the stem has those of the first. They may not decrease.
+        widths: channels per stage; the stem has those of the first. With shortcut A they may not
+            decrease.
         neuron: the neuron of all block convolutions: a name of :data:`qcore.CATALOGUE`, or a
-            :class:`qcore.Neuron`; everything else stays equal.
+            :class:`qcore.Neuron`; everything else stays equal. ``"linear"`` makes ``nn.Conv2d``.
+        bias: whether the block convolutions have biases.
+        shortcut: ``"A"`` pads with zero channels, ``"B"`` projects by a linear 1×1 convolution.
+        residual: ``"plain"``, or ``"rezero"`` for a gate on each residual branch.
+        head: the classifier: ``"linear"``, ``"dense"`` for one :class:`qcore.QuadraticForm` per
+            class, ``"low_rank"`` for a :class:`qcore.LowRankForm`.
+        rank: of the low-rank head; without one, of the forms of ``neuron="bilinear"``.
+        neuron_rank: of the forms of ``neuron="bilinear"`` beside a low-rank head.
+        signed: trainable signs in a low-rank head.
+        affine: linear and constant terms inside a quadratic head.
         num_classes: outputs of the classifier; 0 leaves it out.
         in_chans: channels of the input.
         global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for none, which
             needs ``num_classes=0``.
         drop_rate: probability in [0, 1] of dropping a pooled feature in training.
+        drop_path_rate: probability in [0, 1] of leaving out the last block's residual branch for an
+            image in training; it rises linearly from 0 at the first.
         device, dtype: as everywhere in torch.
 
-    At the start each neuron is its linear reference, whose weights are Kaiming normal (fan in): the
-    network computes what it would with ``neuron="linear"``. Neurons without a reference, and stem,
-    classifier and biases, start as PyTorch starts them.
+    At the start each neuron is its linear reference, whose weights are Kaiming normal (fan in), as
+    are the convolutions of ``neuron="linear"``: the two compute the same. Neurons without a
+    reference, and stem, shortcuts, classifier and biases, start as their kinds do.
 
     Shapes: input ``(B, in_chans, H, W)`` of any size, output ``(B, num_classes)``.
 
     Cost: QResNet-20 has 806 266 parameters at 10 classes and 121 million multiply-adds per 32×32
     image, three times those of ResNet-20.
 
-    Raises ``ValueError`` for an unknown neuron or pooling, for sizes below 1, for widths that
-    decrease, and for depths and widths of unequal length.
+    Raises ``ValueError`` for an unknown name of a neuron, head, shortcut, residual or pooling, for
+    sizes below 1, for depths and widths of unequal length, and for a rank, signs or affine terms
+    that no part of the network has.
 
-    Source: arXiv 2110.06081 and its authors' code; arXiv 1512.03385, section 4.2.
+    Source: arXiv 2110.06081 and its authors' code; arXiv 2307.13609, table 3; arXiv 1512.03385.
 
     >>> model = CifarQResNet(depths=(1, 1), widths=(4, 8), neuron="compact", num_classes=5)
     >>> model(torch.randn(2, 3, 28, 28)).shape
     torch.Size([2, 5])
     """
+
+    feature_info: list[dict[str, Any]]
 
     def __init__(
         self,
@@ -178,32 +92,70 @@ class CifarQResNet(nn.Module):
         widths: Sequence[int] = (16, 32, 64),
         *,
         neuron: str | qcore.Neuron = "quadratic",
+        bias: bool = True,
+        shortcut: Shortcut = "A",
+        residual: Residual = "plain",
+        head: Head = "linear",
+        rank: int | None = None,
+        neuron_rank: int | None = None,
+        signed: bool = False,
+        affine: bool = False,
         num_classes: int = 10,
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_sizes(depths, widths, in_chans)
+        for name, value, kind in (
+            ("shortcut", shortcut, Shortcut),
+            ("residual", residual, Residual),
+            ("head", head, Head),
+        ):
+            _check_choice(name, value, get_args(kind))
+        self.head_options = _head_options(head, rank, signed, affine)
+        if head != "low_rank" and rank is not None:
+            if neuron_rank is not None:
+                raise ValueError(
+                    f"rank={rank} is the rank of a low-rank head, or of bilinear neurons, which "
+                    f"have neuron_rank={neuron_rank} already: choose head='low_rank', or give one "
+                    "of them"
+                )
+            neuron_rank = rank
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.head = head
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
-        self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False, **factory)
-        self.bn1 = nn.BatchNorm2d(widths[0], **factory)
-        self.act1 = nn.ReLU()
-        self.feature_info = [{"num_chs": widths[0], "reduction": 1, "module": "act1"}]
+        self.stem = Stem(in_chans, widths[0], **factory)
+        self.feature_info: list[dict[str, Any]] = [
+            {"num_chs": widths[0], "reduction": 1, "module": "stem"}
+        ]
 
+        drop_paths = torch.linspace(0.0, drop_path_rate, sum(depths), device="cpu").tolist()
         stages = []
         channels = widths[0]
         for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             blocks = []
             for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(QuadraticBlock(channels, width, stride, neuron=neuron, **factory))
+                blocks.append(
+                    ResidualBlock(
+                        channels,
+                        width,
+                        stride=2 if i > 0 and j == 0 else 1,
+                        neuron=neuron,
+                        rank=neuron_rank,
+                        bias=bias,
+                        shortcut=shortcut,
+                        residual=residual,
+                        drop_path=drop_paths.pop(0),
+                        **factory,
+                    )
+                )
                 channels = width
             stages.append(nn.Sequential(*blocks))
             self.feature_info.append({"num_chs": width, "reduction": 2**i, "module": f"stages.{i}"})
@@ -212,11 +164,10 @@ class CifarQResNet(nn.Module):
         self.num_features = channels
         self._make_head(num_classes, global_pool, **factory)
         self.head_drop = nn.Dropout(drop_rate)
-        self.init_weights()
+        self._move_to_reference()
 
     def _make_head(self, num_classes: int, global_pool: str, **factory: Any) -> None:
-        if global_pool not in _POOLS:
-            raise ValueError(f"global_pool={global_pool!r} is not allowed: choose from {_POOLS}")
+        _check_choice("global_pool", global_pool, _POOLS)
         if num_classes < 0:
             raise ValueError(
                 f"num_classes={num_classes} is not allowed: give 1 or more, or 0 for no classifier"
@@ -231,24 +182,42 @@ class CifarQResNet(nn.Module):
             self.num_features, num_classes, pool_type=global_pool, **factory
         )
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        if num_classes and self.head != "linear":
+            form = qcore.QuadraticForm if self.head == "dense" else qcore.LowRankForm
+            self.fc = form(self.head_hidden_size, num_classes, **self.head_options, **factory)
 
     def init_weights(self) -> None:
-        """Draw the linear references anew, and move every quadratic convolution to them.
+        """Draw everything anew, as the class describes; memory may be uninitialised before.
 
-        Neurons without a linear reference, the stem, the classifier and the biases of references
-        are left as they are.
+        >>> model = CifarQResNet(depths=(1,), widths=(4,), device="meta").to_empty(device="cpu")
+        >>> model.init_weights()
         """
-        for layer in self.modules():
-            if isinstance(layer, qcore.Quadratic) and isinstance(layer.reference, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.reference.weight)
-                qcore.ReLinear().init_(layer)
+        for module in self.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+        self._move_to_reference()
+
+    def _move_to_reference(self) -> None:
+        for block in self.stages.modules():
+            if not isinstance(block, ResidualBlock):
+                continue
+            for layer in (block.conv1, block.conv2):
+                reference = layer.reference if isinstance(layer, qcore.Quadratic) else layer
+                if isinstance(reference, nn.Conv2d):
+                    nn.init.kaiming_normal_(reference.weight)
+                if isinstance(layer, qcore.Quadratic) and reference is not None:
+                    qcore.ReLinear().init_(layer)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns by which timm groups parameters: the stem, then stages or (default) blocks."""
         return {
-            "stem": r"^(?:conv1|bn1)\.",
+            "stem": r"^stem\.",
             "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)",
         }
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that timm's optimisers should not decay: the gates of ReZero."""
+        return {name for name, _ in self.named_parameters() if name.endswith("rezero.gate")}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether training recomputes each block in the backward pass instead of storing it."""
@@ -259,19 +228,23 @@ class CifarQResNet(nn.Module):
         return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new, untrained classifier; ``global_pool=None`` keeps the pooling.
+        """A new, untrained classifier of the same kind; ``global_pool=None`` keeps the pooling.
+
+        It has the device, dtype and mode of the network, and is frozen where the old one was.
 
         Raises ``ValueError`` as the class does.
         """
         pool = self.global_pool.pool_type if global_pool is None else global_pool
-        like = self.conv1.weight
+        old = list(self.fc.parameters())
+        like = next(self.stem.parameters())
         self._make_head(num_classes, pool, device=like.device, dtype=like.dtype)
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
+        for part in (self.global_pool, self.fc):
+            part.train(self.training)
+        self.fc.requires_grad_(not old or any(parameter.requires_grad for parameter in old))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """``(B, in_chans, H, W)`` to the last stage's ``(B, num_features, H', W')``, unpooled."""
-        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             return checkpoint_seq(self.stages, x, flatten=True)
         return self.stages(x)
@@ -289,6 +262,80 @@ class CifarQResNet(nn.Module):
         """``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
         return self.forward_head(self.forward_features(x))
 
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The features, and the outputs of stem (index 0) and stages (from 1) on the way to them.
+
+        Args:
+            x: images, ``(B, in_chans, H, W)``.
+            indices: which: the last n for a number, these for a sequence, all for None.
+            norm: has no effect, for the last layer is not a norm; as timm's other models take it.
+            stop_early: compute no stage after the last index.
+            output_fmt: ``"NCHW"``, the only one.
+            intermediates_only: return the list alone.
+
+        Raises ``ValueError`` for another ``output_fmt``.
+        """
+        del norm
+        _check_choice("output_fmt", output_fmt, ("NCHW",))
+        taken, last = feature_take_indices(len(self.stages) + 1, indices)
+        x = self.stem(x)
+        found = [x] if 0 in taken else []
+        for i, stage in enumerate(self.stages[:last] if stop_early else self.stages, start=1):
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
+            if i in taken:
+                found.append(x)
+        return found if intermediates_only else (x, found)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the stages, and the head, that no intermediate of ``indices`` needs; return these.
+
+        Args:
+            indices, prune_norm: as ``indices`` and ``norm`` of :meth:`forward_intermediates`.
+            prune_head: drop the classifier in any case.
+        """
+        del prune_norm
+        taken, last = feature_take_indices(len(self.stages) + 1, indices)
+        pruned = last < len(self.stages)
+        self.stages = self.stages[:last]
+        if pruned:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if pruned or prune_head:
+            self.reset_classifier(0, "")
+        return taken
+
+    def fuse(self) -> "CifarQResNet":
+        """Take all batch norms into the convolutions, in place; outputs in eval mode stay the same.
+
+        ``timm.utils.model.reparameterize_model`` does the same to a copy.
+
+        Raises ``ValueError`` in train mode.
+        """
+        self.stem.fuse()
+        for block in self.stages.modules():
+            if isinstance(block, ResidualBlock):
+                block.fuse()
+        return self
+
+
+def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"{name}={value!r} is not allowed: choose from {', '.join(map(repr, allowed))}"
+        )
+
 
 def _check_sizes(depths: Sequence[int], widths: Sequence[int], in_chans: int) -> None:
     if len(depths) != len(widths) or not depths:
@@ -301,24 +348,59 @@ def _check_sizes(depths: Sequence[int], widths: Sequence[int], in_chans: int) ->
             raise ValueError(f"{name} has {min(sizes)}, which is not allowed: give 1 or more")
 
 
+def _head_options(head: str, rank: int | None, signed: bool, affine: bool) -> dict[str, Any]:
+    """The arguments of the head's form."""
+    if head == "low_rank":
+        if rank is None:
+            raise ValueError("head='low_rank' needs a rank: give rank=1 or more")
+        return {"rank": rank, "signed": signed, "affine": affine}
+    if signed:
+        raise ValueError(
+            f"signed=True is for low-rank heads, but head={head!r}: choose head='low_rank'"
+        )
+    if head == "dense":
+        return {"affine": affine}
+    if affine:
+        raise ValueError(
+            "affine=True is for quadratic heads; a linear head has its bias: choose head='dense' "
+            "or head='low_rank'"
+        )
+    return {}
+
+
 def _cfg() -> dict[str, Any]:
     """What the published CIFAR-10 scripts feed the network; ImageNet's mean and std are theirs."""
     return {
         "input_size": (3, 32, 32),
+        "min_input_size": (3, 8, 8),
         "num_classes": 10,
         "pool_size": (8, 8),
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
-        "first_conv": "conv1",
+        "first_conv": "stem.conv",
         "classifier": "fc",
         "paper_name": "On Expressivity and Trainability of Quadratic Networks",
         "paper_ids": "arXiv:2110.06081",
     }
 
 
-default_cfgs = generate_default_cfgs({f"{name}.relinear_c10": _cfg() for name in ARCHITECTURES})
+default_cfgs = generate_default_cfgs(
+    {
+        f"{name}.relinear_c10": {**_cfg(), "pool_size": (2 ** (6 - len(row["widths"])),) * 2}
+        for name, row in ARCHITECTURES.items()
+    }
+)
+
+
+def _without_other_classes(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Without the head of another number of classes: timm itself only knows weight and bias."""
+    return {
+        key: value
+        for key, value in state.items()
+        if not key.startswith("fc.") or len(value) == model.num_classes
+    }
 
 
 def _entry(name: str) -> Callable[..., CifarQResNet]:
@@ -331,7 +413,12 @@ def _entry(name: str) -> Callable[..., CifarQResNet]:
             "flatten_sequential": True,
         }
         return build_model_with_cfg(
-            CifarQResNet, name, pretrained, feature_cfg=features, **arguments
+            CifarQResNet,
+            name,
+            pretrained,
+            feature_cfg=features,
+            pretrained_filter_fn=_without_other_classes,
+            **arguments,
         )
 
     create.__name__ = create.__qualname__ = name

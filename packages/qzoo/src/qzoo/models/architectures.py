@@ -1,0 +1,64 @@
+"""The registered models as data: the arguments of ``CifarQResNet`` by name.
+
+A model is registered where a paper or a table of the bench names it; all else goes by keyword.
+"""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+Arguments = Mapping[str, Any]
+
+_THREE_STAGES: Arguments = {"widths": (16, 32, 64), "shortcut": "A"}
+_FOUR_STAGES: Arguments = {"widths": (64, 128, 256, 512), "shortcut": "B"}
+
+_SIZES: Mapping[int, Arguments] = {
+    20: {**_THREE_STAGES, "depths": (3, 3, 3)},
+    32: {**_THREE_STAGES, "depths": (5, 5, 5)},
+    44: {**_THREE_STAGES, "depths": (7, 7, 7)},
+    56: {**_THREE_STAGES, "depths": (9, 9, 9)},
+    110: {**_THREE_STAGES, "depths": (18, 18, 18)},
+    152: {**_THREE_STAGES, "depths": (25, 24, 25), "residual": "rezero"},
+    1202: {**_THREE_STAGES, "depths": (200, 200, 200)},
+    10: {**_FOUR_STAGES, "depths": (1, 1, 1, 1)},
+    12: {**_FOUR_STAGES, "depths": (2, 1, 1, 1)},
+    14: {**_FOUR_STAGES, "depths": (2, 2, 1, 1)},
+    16: {**_FOUR_STAGES, "depths": (2, 2, 2, 1)},
+    18: {**_FOUR_STAGES, "depths": (2, 2, 2, 2)},
+}
+
+_LINEAR: Arguments = {"neuron": "linear", "bias": False}
+_COMPACT: Arguments = {"neuron": "compact"}
+_REZERO: Arguments = {"residual": "rezero"}
+_HEADS: Mapping[str, Arguments] = {
+    **{f"rank{rank}": {"head": "low_rank", "rank": rank} for rank in (1, 2, 3, 4)},
+    "dense": {"head": "dense"},
+}
+
+# Linear networks with as many parameters as a quadratic one of the same depths: within 0.1 % of
+# qresnet20, 32, 44 and 56, 0.9 % above qresnet10 and 0.5 % below qresnet18.
+_MATCHED: Mapping[int, tuple[int, ...]] = {
+    **dict.fromkeys((20, 32, 44, 56), (28, 55, 111)),
+    **dict.fromkeys((10, 18), (110, 220, 440, 880)),
+}
+
+
+def _rows() -> Iterator[tuple[str, Arguments]]:
+    for size, row in _SIZES.items():
+        yield f"qresnet{size}", row
+    for size in (20, 32, 44, 56, 110):
+        yield f"qresnet{size}_compact", {**_SIZES[size], **_COMPACT}
+        yield f"qresnet{size}_rezero", {**_SIZES[size], **_REZERO}
+    for size in (20, 10, 18):
+        for suffix, head in _HEADS.items():
+            yield f"qresnet{size}_{suffix}", {**_SIZES[size], **head}
+    for size in (20, 32, 44, 56, 110, 10, 12, 14, 16, 18):
+        yield f"cifar_resnet{size}", {**_SIZES[size], **_LINEAR}
+        for suffix, head in _HEADS.items():
+            yield f"cifar_resnet{size}_{suffix}", {**_SIZES[size], **_LINEAR, **head}
+    for size, widths in _MATCHED.items():
+        yield f"cifar_resnet{size}_w{widths[0]}", {**_SIZES[size], **_LINEAR, "widths": widths}
+
+
+ARCHITECTURES: Mapping[str, Arguments] = MappingProxyType(dict(_rows()))
+"""Arguments of :class:`qzoo.CifarQResNet` by model name."""
