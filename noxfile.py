@@ -9,12 +9,13 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "types", "qcore", "qzoo", "qbench"]
+nox.options.sessions = ["lint", "types", "qcore", "qzoo", "timm", "qbench"]
 nox.options.error_on_external_run = True
 
 ROOT = Path(__file__).parent
 # each package with those below it, in the order of their imports
 STACK = ("qcore", "qzoo", "qbench")
+TIMM_SAMPLE = ("qresnet20", "qresnet20_rezero", "qresnet10", "cifar_resnet20_rank2")
 DISTRIBUTIONS = {"qcore": "quadnets-core", "qzoo": "quadnets-zoo", "qbench": "quadnets-bench"}
 
 
@@ -52,6 +53,31 @@ def qcore(session: nox.Session) -> None:
 def qzoo(session: nox.Session) -> None:
     """quadnets-zoo on quadnets-core, and no mlflow."""
     check_package(session, "qzoo", absent=("mlflow", "qbench"))
+
+
+@nox.session
+def timm(session: nox.Session) -> None:
+    """timm's own tests of models, on ours: a sample, or all of them with ``-- --all`` (10 min)."""
+    wheels = build_wheels(session, STACK[:2])
+    session.install("-c", constraints(session), "pip", "pytest", "pytest-timeout", *wheels)
+    version = session.run("python", "-c", "import timm; print(timm.__version__)", silent=True)
+    folder = Path(session.create_tmp())
+    # its tests are in the source distribution alone
+    options = ("--quiet", "--no-deps", "--no-binary=:all:", "--dest", str(folder))
+    session.run("python", "-m", "pip", "download", *options, f"timm=={version.strip()}")
+    source = folder / f"timm-{version.strip()}"
+    shutil.unpack_archive(f"{source}.tar.gz", folder)
+    sample = "" if "--all" in session.posargs else ",".join(TIMM_SAMPLE)
+    session.run(
+        "pytest",
+        "-p",
+        "timm_plugin",
+        "-c",
+        f"{source}/pyproject.toml",
+        "--disable-warnings",
+        f"{source}/tests/test_models.py",
+        env={"PYTHONPATH": "packages/qzoo/tests", "QZOO_MODELS": sample},
+    )
 
 
 @nox.session

@@ -41,7 +41,7 @@ def test_import_registers_under_new_names_without_a_warning():
 
 
 def test_public_names():
-    assert sorted(qzoo.__all__) == ["CifarQResNet"]
+    assert sorted(qzoo.__all__) == ["CifarQResNet", "convert_relinear_state_dict"]
     assert all(getattr(qzoo, name).__doc__ for name in qzoo.__all__)
 
 

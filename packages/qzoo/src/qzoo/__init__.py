@@ -11,6 +11,7 @@ In timm and torch, ``q`` often stands for *quantised*; here it stands for *quadr
 torch.Size([2, 10])
 """
 
+from qzoo.convert import convert_relinear_state_dict as convert_relinear_state_dict
 from qzoo.models import CifarQResNet as CifarQResNet
 
-__all__ = ["CifarQResNet"]
+__all__ = ["CifarQResNet", "convert_relinear_state_dict"]

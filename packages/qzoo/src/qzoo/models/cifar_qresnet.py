@@ -230,11 +230,14 @@ class CifarQResNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new, untrained classifier of the same kind; ``global_pool=None`` keeps the pooling.
 
-        It has the device, dtype and mode of the network, and is frozen where the old one was.
+        Where there is none, which a classifier needs, it becomes ``"avg"``. The classifier has the
+        device, dtype and mode of the network, and is frozen where the old one was.
 
         Raises ``ValueError`` as the class does.
         """
         pool = self.global_pool.pool_type if global_pool is None else global_pool
+        if global_pool is None and not pool and num_classes:
+            pool = "avg"
         old = list(self.fc.parameters())
         like = next(self.stem.parameters())
         self._make_head(num_classes, pool, device=like.device, dtype=like.dtype)
