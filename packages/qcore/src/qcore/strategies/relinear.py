@@ -6,27 +6,27 @@ name stands for *referenced linear* initialisation; it is a training strategy, n
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import Any, Literal
-from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 from torch.optim import LBFGS, Optimizer, Rprop
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from qcore.strategies.factors import (
+    KINDS,
+    Factor,
+    absolute_rates,
+    factor_at,
+    factors_by_kind,
+    factors_text,
+)
+from qcore.strategies.groups import ATTACHED, check_groups, split_groups, steps_taken
 from qcore.strategies.reference import (
     check_trainable_from_reference,
     conventional_values,
     quadratic_layers,
 )
-from qcore.strategies.schedule import Schedule, check_factor
-
-Factor = float | Schedule
-
-_KINDS = ("g", "b")
-_ATTACHED: WeakSet[Optimizer] = WeakSet()
 
 
 class ReLinear:
@@ -102,10 +102,10 @@ class ReLinear:
                 f"weight_decay={weight_decay!r} is not allowed: choose 'reference' or 'published'; "
                 "its strength goes to param_groups(model, lr=..., weight_decay=...)"
             )
-        self.gamma = _pair("gamma", gamma)
-        self.alpha = _pair("alpha", alpha)
-        self.beta = _pair("beta", beta)
-        self.rates = _rates(gamma, lr_g, lr_b)
+        self.gamma = factors_by_kind("gamma", gamma)
+        self.alpha = factors_by_kind("alpha", alpha)
+        self.beta = factors_by_kind("beta", beta)
+        self.rates = absolute_rates(gamma, lr_g, lr_b)
         self.weight_decay = weight_decay
 
     def init_(self, model: nn.Module, conventional: nn.Module | None = None) -> nn.Module:
@@ -184,33 +184,9 @@ class ReLinear:
         """
         if self._shrinks:
             check_trainable_from_reference(model)
-        for kind in _KINDS:
+        for kind in KINDS:
             self._rate_factor(kind, lr, step=0)
-        kinds, zeros, offsets = _roles(model)
-        if groups is None:
-            groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-        defaults = {"lr": lr} | ({} if weight_decay is None else {"weight_decay": weight_decay})
-        made: list[dict[str, Any]] = []
-        for group in groups:
-            entries = _entries(group)
-            options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-            for kind in ("linear", *_KINDS):
-                members = [(p, e) for p, e in entries if kinds.get(id(p), "linear") == kind]
-                if members:
-                    made.append(
-                        {
-                            **defaults,
-                            **options,
-                            "params": [entry for _, entry in members],
-                            "relinear": kind,
-                            "relinear_lr": lr,
-                            "relinear_step": 0,
-                            "relinear_zero": [id(p) in zeros for p, _ in members],
-                            "relinear_offset": [offsets.get(id(p), 0.0) for p, _ in members],
-                        }
-                    )
-        _refuse_steps_before_attach()
-        return made
+        return split_groups(model, groups, lr, weight_decay)
 
     def attach(self, optimizer: Optimizer) -> Optimizer:
         """Apply the strategy inside each step of the optimiser, from now on; return it.
@@ -235,12 +211,12 @@ class ReLinear:
                 "learning rate, so quadratic parameters cannot have a rate of their own: choose "
                 "another, e.g. SGD or AdamW"
             )
-        _check_groups(optimizer)
-        if optimizer in _ATTACHED:
+        check_groups(optimizer)
+        if optimizer in ATTACHED:
             raise ValueError("optimizer is attached already: attach once")
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
-        _ATTACHED.add(optimizer)
+        ATTACHED.add(optimizer)
         return optimizer
 
     def summary(self, model: nn.Module, optimizer: Optimizer) -> str:
@@ -251,8 +227,8 @@ class ReLinear:
 
         Raises ``ValueError`` for groups that :meth:`param_groups` did not make.
         """
-        _check_groups(optimizer)
-        step = _steps_taken(optimizer)
+        check_groups(optimizer)
+        step = steps_taken(optimizer)
         header = ["parameter", "part", "learning rate", "weight decay"]
         header += ["alpha", "beta"] if self._shrinks else []
         rows: dict[int, list[str]] = {}
@@ -276,12 +252,12 @@ class ReLinear:
 
     def __repr__(self) -> str:
         if self.rates is None:
-            given = [f"gamma={_pair_text(self.gamma)}"]
+            given = [f"gamma={factors_text(self.gamma)}"]
         else:
             given = [f"lr_{kind}={rate:g}" for kind, rate in self.rates.items()]
         for name, pair in (("alpha", self.alpha), ("beta", self.beta)):
-            if pair != _pair(name, None):
-                given.append(f"{name}={_pair_text(pair)}")
+            if pair != factors_by_kind(name, None):
+                given.append(f"{name}={factors_text(pair)}")
         if self.weight_decay != "reference":
             given.append(f"weight_decay={self.weight_decay!r}")
         return f"ReLinear({', '.join(given)})"
@@ -295,7 +271,7 @@ class ReLinear:
         if kind == "linear":
             return 1.0
         if self.rates is None:
-            return _value("gamma", self.gamma, kind, step)
+            return factor_at("gamma", self.gamma, kind, step)
         rate = self.rates[kind]
         if rate > base_lr:
             raise ValueError(
@@ -307,12 +283,12 @@ class ReLinear:
     def _shrink_factors(self, kind: str, step: int) -> tuple[float, float]:
         if kind == "linear":
             return 1.0, 1.0
-        return _value("alpha", self.alpha, kind, step), _value("beta", self.beta, kind, step)
+        return factor_at("alpha", self.alpha, kind, step), factor_at("beta", self.beta, kind, step)
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        _check_groups(optimizer)
+        check_groups(optimizer)
         _undo(optimizer)  # where an earlier step broke off, e.g. in its closure
         shifts = self.weight_decay == "published"
         if shifts and kwargs.get("closure", args[1] if len(args) > 1 else None) is not None:
@@ -320,7 +296,7 @@ class ReLinear:
                 "closure is not allowed with weight_decay='published': the step sees b_g in place "
                 "of its distance from 1; call step() after backward(), without a closure"
             )
-        step = _steps_taken(optimizer)
+        step = steps_taken(optimizer)
         for group in optimizer.param_groups:
             factor = self._rate_factor(group["relinear"], group["relinear_lr"], step)
             # in the group itself, so that loading a state replaces it together with the rate
@@ -338,7 +314,7 @@ class ReLinear:
         self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]
     ) -> None:
         _undo(optimizer)
-        step = _steps_taken(optimizer)
+        step = steps_taken(optimizer)
         for group in optimizer.param_groups:
             group["relinear_step"] = step + 1
             alpha, beta = self._shrink_factors(group["relinear"], step)
@@ -352,105 +328,6 @@ class ReLinear:
                         parameter.copy_(functional.softshrink(parameter * alpha, reach))
 
 
-def _pair(name: str, given: Factor | tuple[Factor, Factor] | None) -> dict[str, Factor]:
-    """Both factors of a name by kind, each checked at its first step."""
-    factors: tuple[Any, ...] = given if isinstance(given, tuple) else (given, given)
-    if len(factors) != 2:
-        raise ValueError(f"{name}={given!r} is not allowed: give a number or a pair (g, b)")
-    pair: dict[str, Factor] = {}
-    for kind, factor in zip(_KINDS, factors, strict=True):
-        if given is None:
-            pair[kind] = 1.0
-        elif callable(factor):
-            pair[kind] = factor
-            _value(name, pair, kind, step=0)
-        elif isinstance(factor, int | float):
-            pair[kind] = check_factor(factor, f"{name}={factor!r} for {kind}")
-        else:
-            raise ValueError(
-                f"{name}={given!r} is not allowed: give a number, a schedule, or a pair (g, b)"
-            )
-    return pair
-
-
-def _value(name: str, pair: Mapping[str, Factor], kind: str, step: int) -> float:
-    """A factor of a kind at a step."""
-    factor = pair[kind]
-    if not callable(factor):
-        return factor
-    value = factor(step)
-    return check_factor(value, f"{name}={value!r} for {kind} at step {step}")
-
-
-def _pair_text(pair: Mapping[str, Factor]) -> str:
-    return f"({', '.join(f'{f!r}' if callable(f) else f'{f:g}' for f in pair.values())})"
-
-
-def _rates(gamma: object, lr_g: float | None, lr_b: float | None) -> dict[str, float] | None:
-    """The absolute rates by kind, or None where γ is given instead."""
-    if lr_g is None and lr_b is None:
-        return None
-    if gamma is not None:
-        raise ValueError(
-            f"gamma={gamma!r} is not allowed with lr_g={lr_g!r} and lr_b={lr_b!r}: give the factor "
-            "of the learning rate, or the rates themselves"
-        )
-    if lr_g is None or lr_b is None:
-        raise ValueError(
-            f"lr_g={lr_g!r}, lr_b={lr_b!r} is not allowed: give both; 0 where a part is not to "
-            "train, or the network has none"
-        )
-    rates = {"g": lr_g, "b": lr_b}
-    for kind, rate in rates.items():
-        if not 0.0 <= rate < math.inf:
-            raise ValueError(f"lr_{kind}={rate!r} is not allowed: give a rate of 0 or more")
-    return rates
-
-
-def _roles(model: nn.Module) -> tuple[dict[int, str], set[int], dict[int, float]]:
-    """Of the quadratic parameters, by ``id``: their kinds, the zero ones, the biases' offsets."""
-    kinds: dict[int, str] = {}
-    zeros: set[int] = set()
-    offsets: dict[int, float] = {}
-    for _, layer in quadratic_layers(model):
-        zeros.update(id(parameter) for parameter in layer.parameters_zero_at_reference())
-        offset_of = layer.offsets
-        for letter, branch in layer.quadratic_branches().items():
-            kind = "b" if letter in ("b", "q") else "g"
-            kinds.update((id(parameter), kind) for parameter in branch.parameters())
-            if offset_of[letter] and isinstance(bias := getattr(branch, "bias", None), Tensor):
-                offsets[id(bias)] = offset_of[letter]
-    return kinds, zeros, offsets
-
-
-def _entries(group: Mapping[str, Any]) -> list[tuple[Tensor, Any]]:
-    """The parameters of a group, each with the entry by which torch knows it, maybe with a name."""
-    if not isinstance(group, Mapping) or "params" not in group:
-        raise ValueError(
-            f"groups holds a {type(group).__name__} that is no parameter group: give dictionaries "
-            "with the key 'params', as to a torch optimiser"
-        )
-    params = group["params"]
-    entries = [params] if isinstance(params, Tensor) else list(params)
-    if "param_names" in group:  # as an optimiser keeps them; torch takes them back as pairs
-        entries = list(zip(group["param_names"], entries, strict=True))
-    return [(entry[1] if isinstance(entry, tuple) else entry, entry) for entry in entries]
-
-
-def _check_groups(optimizer: Optimizer) -> None:
-    if any("relinear" not in group for group in optimizer.param_groups):
-        raise ValueError(
-            "optimizer has parameter groups that ReLinear.param_groups did not make: build it as "
-            "Optimizer(strategy.param_groups(model, lr=...)), then attach; make groups that are "
-            "added later in the same way"
-        )
-
-
-def _steps_taken(optimizer: Optimizer) -> int:
-    """The position in schedules; a group that was added later joins the others there."""
-    return max(group["relinear_step"] for group in optimizer.param_groups)
-
-
 def _undo(optimizer: Optimizer) -> None:
     """Restore the rates, and the biases, that ``_before_step`` changed."""
     for group in optimizer.param_groups:
@@ -459,26 +336,3 @@ def _undo(optimizer: Optimizer) -> None:
             for i in shifted:
                 with torch.no_grad():
                     group["params"][i].sub_(group["relinear_offset"][i])
-
-
-@cache
-def _refuse_steps_before_attach() -> None:
-    """Watch over the steps of all optimisers, from the first ``param_groups`` of the process on.
-
-    An optimiser that was never attached, or lost its hooks when it was copied, has no other place
-    in which ReLinear could speak up.
-    """
-    register_optimizer_step_pre_hook(_check_attached)
-
-
-def _check_attached(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    if optimizer in _ATTACHED or all("relinear" not in g for g in optimizer.param_groups):
-        return
-    # inside the step of an attached optimiser, such as ZeroRedundancyOptimizer, the rates are set
-    if any("relinear_undo" in group for outer in _ATTACHED for group in outer.param_groups):
-        return
-    raise RuntimeError(
-        "optimizer has ReLinear's parameter groups, but is not attached, and would train the "
-        "quadratic parameters at the full rate: call strategy.attach(optimizer) first, again "
-        "after copying or unpickling an optimizer"
-    )

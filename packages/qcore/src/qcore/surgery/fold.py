@@ -33,9 +33,7 @@ _TORCH_FORWARDS = (
 )
 
 
-def fold_batchnorm(
-    model: nn.Module, *, inplace: bool = False, strict: bool = True
-) -> nn.Module:
+def fold_batchnorm(model: nn.Module, *, inplace: bool = False, strict: bool = True) -> nn.Module:
     r"""Take every batch norm into the layer right before it; outputs in eval mode stay the same.
 
     A batch norm in eval mode is :math:`s \cdot y + t`. For the default neuron
@@ -99,7 +97,7 @@ def fold_batchnorm(
         if scaled and shifted is not None:
             foldings.append((scaled, shifted, sites[norm], norm, rest))
         elif strict:
-            raise ValueError(_no_place(*pair, "shift" if scaled else "scale"))
+            raise ValueError(_no_place(pair[0], pair[1], "shift" if scaled else "scale"))
     with torch.no_grad():
         for scaled, shifted, site, norm, rest in foldings:
             scale, shift = _scale_and_shift(norm)
