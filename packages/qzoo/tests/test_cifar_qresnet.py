@@ -1,5 +1,6 @@
 """What is special to the QResNets: the initialisation, the neurons, the shortcut."""
 
+import copy
 import math
 
 import pytest
@@ -214,13 +215,30 @@ def test_shortcut_b_is_a_linear_projection():
 )
 def test_quadratic_heads(options, kind, expected):
     model = CifarQResNet(**TINY, **options)
-    assert type(model.fc) is kind
+    assert isinstance(model.fc, kind)
     assert {name: getattr(model.fc, name) for name in expected} == expected
     assert (model.fc.in_features, model.fc.out_features) == (8, 10)
     model.reset_classifier(5, "catavgmax")
-    assert type(model.fc) is kind
+    assert isinstance(model.fc, kind)
     assert {name: getattr(model.fc, name) for name in expected} == expected
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("options", [{"head": "dense"}, {"head": "low_rank", "rank": 2}])
+def test_a_quadratic_head_is_its_form_under_the_name_weight(options):
+    head = CifarQResNet(**TINY, **options, dtype=torch.float64).fc
+    matrix = head.matrix
+    x = torch.randn(5, 8, dtype=torch.float64)
+    torch.testing.assert_close(head(x), torch.einsum("bi,kij,bj->bk", x, matrix, x))
+    assert "weight" in head.state_dict()
+    copied = copy.deepcopy(head)
+    with torch.no_grad():
+        copied.weight.mul_(2.0)
+    assert not torch.equal(copied(x), head(x))
+    (head(x).sum()).backward()
+    assert head.weight.grad.any()
+    head.reset_parameters()
+    assert not torch.equal(head.matrix, matrix)
 
 
 def test_rank_is_the_head_s_or_else_the_neuron_s():

@@ -290,7 +290,7 @@ class ReLinear:
     ) -> None:
         check_groups(optimizer)
         _undo(optimizer)  # where an earlier step broke off, e.g. in its closure
-        shifts = self.weight_decay == "published"
+        shifts = self.weight_decay == "published" and not _skips(optimizer)
         if shifts and kwargs.get("closure", args[1] if len(args) > 1 else None) is not None:
             raise ValueError(
                 "closure is not allowed with weight_decay='published': the step sees b_g in place "
@@ -314,6 +314,8 @@ class ReLinear:
         self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]
     ) -> None:
         _undo(optimizer)
+        if _skips(optimizer):
+            return
         step = steps_taken(optimizer)
         for group in optimizer.param_groups:
             group["relinear_step"] = step + 1
@@ -326,6 +328,15 @@ class ReLinear:
                     reach = min(threshold, torch.finfo(parameter.dtype).max)
                     with torch.no_grad():
                         parameter.copy_(functional.softshrink(parameter * alpha, reach))
+
+
+def _skips(optimizer: Optimizer) -> bool:
+    """Whether the step changes nothing, an overflow having spoiled its gradients.
+
+    A ``GradScaler`` calls the step of a fused optimiser even so, and leaves the skipping to it.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def _undo(optimizer: Optimizer) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import qcore
 from qzoo.models.architectures import ARCHITECTURES
 from qzoo.models.blocks import Residual, ResidualBlock, Shortcut, Stem
+from qzoo.models.heads import DenseHead, LowRankHead
 
 __all__ = ["CifarQResNet"]
 
@@ -183,7 +184,7 @@ class CifarQResNet(nn.Module):
         )
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         if num_classes and self.head != "linear":
-            form = qcore.QuadraticForm if self.head == "dense" else qcore.LowRankForm
+            form = DenseHead if self.head == "dense" else LowRankHead
             self.fc = form(self.head_hidden_size, num_classes, **self.head_options, **factory)
 
     def init_weights(self) -> None:
@@ -398,7 +399,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _without_other_classes(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Without the head of another number of classes: timm itself only knows weight and bias."""
+    """Without the head of another number of classes: timm itself leaves the signs in."""
     return {
         key: value
         for key, value in state.items()
