@@ -1,5 +1,7 @@
 """The dense form by blocks of its triangle: the values and all derivatives of the formula."""
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -135,3 +137,32 @@ def test_stacked_forms_take_the_formula():
     torch.testing.assert_close(
         together, torch.stack([form(x) for form in replicas]), rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_jacobian_in_one_pass():
+    """A batch of gradients at once, through a backward pass that writes in place otherwise."""
+    form, x = QuadraticForm(300, 2), torch.randn(300)
+    assert form.path(x) == "fast"
+    found = torch.autograd.functional.jacobian(form, x, vectorize=True)
+    torch.testing.assert_close(found, 2 * form.matrix @ x, rtol=1e-4, atol=1e-4)
+
+
+def test_complex_forms_take_the_formula():
+    form, x = (
+        QuadraticForm(256, 2, dtype=torch.complex64),
+        torch.randn(3, 256, dtype=torch.complex64),
+    )
+    assert form.path(x) == "plain"
+    (form(x).abs().sum()).backward()
+    assert form.triangle.grad.any()
+
+
+def test_a_setting_holds_in_other_threads():
+    """In which autograd computes checkpointed layers once more."""
+    form, x, paths = QuadraticForm(256, 2), torch.randn(3, 256), []
+    with qcore.backend("plain"):
+        thread = threading.Thread(target=lambda: paths.append(form.path(x)))
+        thread.start()
+        thread.join()
+    assert paths == ["plain"]
+    assert form.path(x) == "fast"

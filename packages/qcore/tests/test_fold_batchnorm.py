@@ -280,3 +280,19 @@ class TestFoldBatchnorm:
             for key, value in model[part].state_dict().items():
                 assert torch.equal(folded[part].state_dict()[key], value)
         same(model(x), folded(x))
+
+
+class Rectified(QuadraticConv2d):
+    """A layer whose ``forward`` does more than the formula."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def test_a_quadratic_layer_with_a_forward_of_its_own_stays():
+    model = nn.Sequential(Rectified(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    nn.init.normal_(model[1].running_mean)
+    x = torch.randn(2, 3, 6, 6)
+    folded = fold_batchnorm(model)
+    assert isinstance(folded[1], nn.BatchNorm2d)
+    assert torch.equal(folded(x), model(x))

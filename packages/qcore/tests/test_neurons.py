@@ -191,3 +191,8 @@ def test_a_reference_that_is_not_what_remains_is_refused(branches, terms, refere
     )
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         neuron(branches, terms, reference)
+
+
+def test_a_cost_of_no_rank_is_refused():
+    with pytest.raises(ValueError, match=r"^rank=0 is not allowed: a form has at least one factor"):
+        CATALOGUE["bilinear"].cost(4, rank=0)

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim import SGD, AdamW
 
 from qcore import (
@@ -335,3 +336,41 @@ def test_a_conventional_network_that_does_not_match_is_refused(conventional, tex
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         ReLinear().init_(model, conventional=conventional())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# --- branches of other kinds ---
+
+
+class LowRankUpdate(nn.Module):
+    """A branch whose weight is a product: no parameter of it is called so."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(2, 4))
+        self.up = nn.Parameter(torch.randn(3, 2))
+        self.bias = nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        return x @ self.down.t() @ self.up.t() + self.bias
+
+
+def pruned(linear):
+    return prune.l1_unstructured(linear, "weight", 2)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pruned(nn.Linear(4, 3)),
+        lambda: nn.utils.weight_norm(nn.Linear(4, 3)),
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
+        LowRankUpdate,
+    ],
+    ids=["pruned", "weight norm by hooks", "weight norm", "low-rank update"],
+)
+def test_any_branch_reaches_the_reference(make):
+    layer = Quadratic("quadratic", {"r": nn.Linear(4, 3), "g": make(), "b": nn.Linear(4, 3)})
+    ReLinear().init_(layer)
+    x = torch.randn(5, 4)
+    assert torch.equal(layer(x), layer["r"](x))

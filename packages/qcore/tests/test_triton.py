@@ -210,3 +210,59 @@ def test_a_training_step_in_a_cuda_graph():
     with qcore.backend("triton"):
         graphed = torch.cuda.make_graphed_callables(layer, (x,))
         torch.testing.assert_close(graphed(x), layer(x))
+
+
+COMPILE = """
+import itertools, warnings
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from qcore.kernels import elementwise as kernels
+warnings.simplefilter("ignore")
+tensors = {"_square_kernel": "xy", "_square_backward_kernel": ["grad", "x", "dx"],
+           "_multiply_add_kernel": "rgby",
+           "_multiply_add_backward_kernel": ["grad", "r", "g", "dr", "dg"]}
+for (name, arguments), kind in itertools.product(tensors.items(), ["fp32", "bf16", "fp64"]):
+    kernel = getattr(kernels, name)
+    signature = {argument: "*" + kind for argument in arguments} | {"count": "i64"}
+    constants = {"block": 1024} | ({"offset": 0.1} if "offset" in kernel.arg_names else {})
+    signature |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, {k: signature[k] for k in kernel.arg_names}, constexprs=constants)
+    compiled = compile(source, target=GPUTarget("cuda", 90, 32))
+    assert "ptx" in compiled.asm
+print("compiled")
+"""
+
+
+def test_every_kernel_compiles_for_a_gpu(tmp_path):
+    """The interpreter runs what the compiler may refuse; compiling takes no GPU."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=environment,
+    )
+    assert (done.returncode, done.stdout) == (0, "compiled\n"), done.stderr
+
+
+def test_another_type_under_autocast_than_the_kernels_take():
+    neuron = qcore.Neuron(
+        "own",
+        {"r": qcore.Branch(), "g": qcore.Branch(), "c": qcore.Branch("one")},
+        (("r", "g"), ("c",)),
+        None,
+        "",
+    )
+    layer, x = qcore.QuadraticLinear(4, 3, neuron=neuron), torch.randn(5, 4)
+    for name in ("plain", "triton"):
+        with qcore.backend(name), torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+
+
+def test_complex_numbers_take_the_formula():
+    layer, x = build("linear", torch.complex64)
+    with qcore.backend("triton"):
+        assert layer.path(x) == "plain"

@@ -104,6 +104,12 @@ def test_run_gives_a_script_our_models(tmp_path):
     assert done.stdout == "folder True 5 a module beside it\n"
 
 
+def test_all_that_follows_the_script_is_its_own(tmp_path):
+    (tmp_path / "show.py").write_text("import sys; print(sys.argv[1:])")
+    done = qzoo("run", str(tmp_path / "show.py"), "--help", "--", "--json")
+    assert done.stdout == "['--help', '--', '--json']\n", done.stderr
+
+
 def test_run_ends_as_the_script_ends(tmp_path):
     (tmp_path / "fails.py").write_text("import sys; sys.exit(3)")
     assert qzoo("run", str(tmp_path / "fails.py")).returncode == 3

@@ -138,8 +138,16 @@ def test_counters_may_be_missing():
             lambda state: {**state, "linear.bias": torch.zeros(3)},
             "  of another shape: fc.bias is (3,), not (10,)",
         ),
+        (
+            "qresnet20_rezero",
+            lambda _: {
+                **published("qresnet20_rezero").state_dict(),
+                "layer1.0.alpha1": torch.ones(2),
+            },
+            "  of another shape: stages.0.0.rezero.gate is (2,), not ()",
+        ),
     ],
-    ids=["unknown", "missing", "surplus", "shape"],
+    ids=["unknown", "missing", "surplus", "shape", "gate"],
 )
 def test_what_does_not_fit_is_listed(name, change, text):
     model = timm.create_model(name)

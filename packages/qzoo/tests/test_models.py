@@ -488,6 +488,17 @@ def test_unknown_tag(name):
             "rank=2 is the rank of a low-rank head, or of bilinear neurons, which have "
             "neuron_rank=3 already: choose head='low_rank', or give one of them",
         ),
+        (
+            {"neuron": "linear", "rank": 2},
+            ValueError,
+            "rank=2 is for bilinear neurons and low-rank heads, but neuron='linear' and "
+            "head='linear': choose neuron='bilinear' or head='low_rank'",
+        ),
+        (
+            {"drop_path_rate": 1.5},
+            ValueError,
+            "drop_path_rate=1.5 is not allowed: give a probability from 0 to 1",
+        ),
         ({"drop_rate": 1.5}, ValueError, "dropout probability has to be between 0 and 1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -9,8 +9,10 @@ import tomllib
 from pathlib import Path
 
 import qzoo
+from qzoo.cost import cost
 
 PACKAGE = Path(__file__).parents[1]
+README = (PACKAGE / "README.md").read_text(encoding="utf-8")
 
 IMPORTS = """
 import timm
@@ -46,11 +48,20 @@ def test_public_names():
 
 
 def test_readme_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (PACKAGE / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
     namespace = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)  # noqa: S102 - our own README
+
+
+def test_readme_has_the_costs_of_its_models():
+    rows = re.findall(r"^\| `(\w+)` \| .* \| ([\d ]+) \| ([\d ]+) M \|$", README, re.MULTILINE)
+    assert len(rows) == 15
+    for name, parameters, millions in rows:
+        counted = cost(name)
+        assert int(parameters.replace(" ", "")) == counted.parameters
+        assert int(millions.replace(" ", "")) == round(counted.multiply_adds / 1e6)
 
 
 def test_dependencies_are_what_is_imported():

@@ -137,9 +137,9 @@ def test_timm_s_groups_are_split_by_kind_and_keep_all_their_keys(model, groups):
     assert sorted(found) == sorted(names.values())  # each of them once
     for group in made:
         kept = {k: v for k, v in group.items() if k != "params" and not k.startswith("relinear")}
-        for parameter in group["params"]:
-            assert kept == expected[names[id(parameter)]]
-            assert group["relinear"] == kind(names[id(parameter)])
+        for name in [names[id(parameter)] for parameter in group["params"]]:
+            assert kept == expected[name], name
+            assert group["relinear"] == kind(name), name
     for name in never_decayed:
         assert expected[name]["weight_decay"] == 0.0
 

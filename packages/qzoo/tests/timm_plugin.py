@@ -33,8 +33,10 @@ def list_ours(
     return MODELS
 
 
-timm.list_models = list_ours
-timm.list_pretrained = lambda *_: []
+def pytest_configure() -> None:
+    """Before the tests are imported; and only where this is a plugin."""
+    timm.list_models = list_ours
+    timm.list_pretrained = lambda *_: []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

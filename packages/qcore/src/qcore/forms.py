@@ -42,8 +42,8 @@ class QuadraticForm(nn.Module):
     free.
 
     Cost: ``out·n(n+1)/2`` parameters (the paper counts all ``out·n²`` entries); multiply-adds per
-    sample ``3/4·out·n²``, from 32 features on ``5/8``, where the fast path is taken
-    (:meth:`path`) ``9/16``.
+    sample ``out·n²``, from 32 features on ``5/8`` of it, on the fast path (:meth:`path`) between
+    ``5/8`` and, in large forms, a little over ``1/2``.
 
     Raises ``ValueError`` for negative sizes or ``init_scale``, or an input of another length.
 

@@ -13,6 +13,11 @@ from qcore.neurons import Lift, Neuron, get_neuron
 _LIFTS: tuple[Lift, ...] = ("x", "x2", "form", "one")
 
 
+# What makes a module's output 0 where it is 0, by itself or with a bias: of forms, of torch's
+# layers, and of both kinds of weight norm.
+_ENDS = frozenset({"signs", "triangle", "weight", "weight_g", "original0"})
+
+
 class Quadratic(nn.ModuleDict):
     r"""A quadratic neuron over any branches: the sum of products of what its branches compute.
 
@@ -101,14 +106,14 @@ class Quadratic(nn.ModuleDict):
         """The parameters that are 0 at the linear reference: what its branches end in.
 
         These are weights and biases; of a low-rank form the signs σ alone, for with its factors at
-        0 as well neither would receive a gradient, and so for other factors of a weight, such as a
-        gain. Of modules that have none of these it is every parameter.
+        0 as well neither would receive a gradient, and of a weight that is a product, such as one
+        under weight norm, one factor. Of modules that have none of these it is every parameter.
         """
         for branch in self.branches_zero_at_reference().values():
             for module in branch.modules():
                 own = dict(module.named_parameters(recurse=False))
-                ends = [k for k in ("signs", "weight", "bias", "triangle") if k in own]
-                yield from (own[k] for k in ends or own)
+                ends = own.keys() & _ENDS
+                yield from (p for k, p in own.items() if not ends or k in ends or k == "bias")
 
     @torch.jit.unused
     def reset_parameters(self) -> None:

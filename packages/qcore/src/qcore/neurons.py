@@ -188,15 +188,21 @@ class Neuron:
 
         The squares of the inputs are not counted, which all neurons of a layer share, nor are
         additions alone. A dense form counts as its triangle, :math:`n(n+1)/2` and n more; what its
-        layer multiplies is between 9/16 and all of the full square.
+        layer multiplies is more, at most the full square.
 
         Args:
             in_features: n; of a convolution ``in_channels / groups · Π kernel_size``.
             rank: for ``"bilinear"``, the rank of a signed low-rank form; None means a dense one.
 
+        Raises ``ValueError`` for a rank below 1.
+
         >>> CATALOGUE["quadratic"].cost(64)
         Cost(parameters=195, multiply_adds=193)
         """
+        if rank is not None and rank < 1:
+            raise ValueError(
+                f"rank={rank} is not allowed: a form has at least one factor (rank >= 1)"
+            )
         n = in_features
         parameters = multiply_adds = 0
         for branch in self.branches.values():

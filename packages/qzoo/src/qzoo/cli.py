@@ -3,7 +3,6 @@
 import json
 import runpy
 import sys
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from rich.table import Table
 
 import qcore
 from qzoo.cost import cost
-from qzoo.models.architectures import ARCHITECTURES
+from qzoo.models.architectures import ARCHITECTURES, get_architecture
 
 app = typer.Typer(
     help="Quadratic networks for timm.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -29,7 +28,7 @@ def list_models(
     """List the models: parameters, multiply-adds for a 32×32 image, and weights."""
     names = [name for name in ARCHITECTURES if fnmatch(name, pattern)]
     if not names:
-        _refuse(pattern)
+        _found(pattern)
     if as_json:
         typer.echo(json.dumps([_described(name) for name in names], indent=1))
         return
@@ -53,8 +52,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show one model: how it is built, what it costs, how to make it."""
-    if name not in ARCHITECTURES:
-        _refuse(name)
+    _found(name)
     described = _described(name)
     if as_json:
         typer.echo(json.dumps(described, indent=1))
@@ -70,7 +68,11 @@ def info(
 
 
 @app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,  # all that follows the script is its own
+    },
     epilog="Example: qzoo run train.py data --model qresnet20 --epochs 10",
 )
 def run(
@@ -108,8 +110,10 @@ def _described(name: str) -> dict[str, Any]:
     }
 
 
-def _refuse(name: str) -> None:
-    near = get_close_matches(name, ARCHITECTURES, n=3)
-    hint = f"near matches are {', '.join(near)}" if near else "qzoo list shows all"
-    typer.echo(f"no model is named {name!r}: {hint}", err=True)
-    raise typer.Exit(2)
+def _found(name: str) -> None:
+    """End with one sentence where no model has this name."""
+    try:
+        get_architecture(name)
+    except ValueError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(2) from None

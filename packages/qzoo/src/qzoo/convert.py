@@ -49,12 +49,12 @@ def convert_relinear_state_dict(
     unknown = []
     for name, tensor in state_dict.items():
         ours = _renamed(name.removeprefix("module."))
-        if ours is None:
+        if ours is None or not isinstance(tensor, Tensor):
             unknown.append(name)
             continue
         if ours.endswith(".g.bias"):
             tensor = tensor - 1.0
-        elif ours.endswith(".gate"):
+        elif ours.endswith(".gate") and tensor.numel() == 1:
             tensor = tensor.reshape(())
         converted[ours] = tensor
     counters = {name: value for name, value in expected.items() if "num_batches" in name}

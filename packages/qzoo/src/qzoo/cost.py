@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import qcore
-from qzoo.models.architectures import ARCHITECTURES
+from qzoo.models.architectures import get_architecture
 
 
 def cost(name: str, *, num_classes: int = 10, in_chans: int = 3, size: int = 32) -> qcore.Cost:
@@ -13,16 +13,16 @@ def cost(name: str, *, num_classes: int = 10, in_chans: int = 3, size: int = 32)
     activations, sums, or the squares of inputs, which all neurons of a layer share.
 
     Args:
-        name: a name of :data:`qzoo.models.architectures.ARCHITECTURES`.
+        name: a registered name; ``qzoo list`` shows them.
         num_classes, in_chans: as in ``timm.create_model``.
         size: height and width of the images.
 
-    Raises ``KeyError`` for another name.
+    Raises ``ValueError`` for another name.
 
     >>> cost("qresnet20")
     Cost(parameters=806266, multiply_adds=120939136)
     """
-    row = ARCHITECTURES[name]
+    row = get_architecture(name)
     widths: Sequence[int] = row["widths"]
     neuron = qcore.get_neuron(row.get("neuron", "quadratic"))
     if not row.get("bias", True):

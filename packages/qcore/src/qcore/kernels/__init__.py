@@ -14,7 +14,6 @@ CUDA nothing has been measured: the plain path stays the default there.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -43,12 +42,17 @@ class _Setting:
     recompute: int = 1
 
 
-_SETTING = ContextVar("qcore_backend", default=_Setting())  # noqa: B039 - the value is frozen
+# Of the process, not of a thread: autograd has threads of its own, in which checkpointed layers
+# compute once more.
+_setting = _Setting()
 
 
 @contextmanager
 def backend(name: Backend, *, recompute: int = 1) -> Iterator[None]:
     """Choose, for the block, the arithmetic of all quadratic layers; values stay the same.
+
+    It holds for the whole process. Layers under ``torch.utils.checkpoint`` compute once more in the
+    backward pass: for them that must lie in the block as well.
 
     Args:
         name: ``"plain"`` runs the formula as it is written; ``"fast"`` the merged convolutions and
@@ -78,11 +82,12 @@ def backend(name: Backend, *, recompute: int = 1) -> Iterator[None]:
             f"recompute={recompute!r} is not allowed: choose 0, 1 or 2, the number of factors to "
             "compute again in the backward pass"
         )
-    token = _SETTING.set(_Setting(name, recompute))
+    global _setting
+    before, _setting = _setting, _Setting(name, recompute)
     try:
         yield
     finally:
-        _SETTING.reset(token)
+        _setting = before
 
 
 def path(layer: "Quadratic", x: Tensor) -> Path:
@@ -101,7 +106,7 @@ def form_path(form: "QuadraticForm", x: Tensor) -> Path:
     return _choose(
         x,
         fast=lambda autocast: (
-            autocast is None and x.dtype == form.triangle.dtype and can_block(form)
+            autocast is None and can_block(form) and x.dtype == form.triangle.dtype
         ),
         triton=lambda: False,
     )
@@ -111,8 +116,8 @@ def _choose(
     x: Tensor, *, fast: Callable[[torch.dtype | None], bool], triton: Callable[[], bool]
 ) -> Path:
     """The choice itself; ``fast``, given the type of autocast, and ``triton`` say what there is."""
-    name = _SETTING.get().name
-    if name == "plain" or not _eager(x):
+    name = _setting.name
+    if name == "plain" or not _eager(x) or not x.is_floating_point():
         return "plain"
     autocast = autocast_dtype(x)
     if autocast == torch.float16:
@@ -127,8 +132,8 @@ def _choose(
 def run(layer: "Quadratic", x: Tensor, path: Path) -> Tensor:
     """The layer's value on a path that is not the plain one."""
     if path == "triton":
-        return _elementwise().fused(layer, x)
-    return merged_convolution(layer, x, _SETTING.get().recompute, autocast_dtype(x) or x.dtype)
+        return _elementwise().fused(layer, x, autocast_dtype(x) or x.dtype)
+    return merged_convolution(layer, x, _setting.recompute, autocast_dtype(x) or x.dtype)
 
 
 def _runs_triton(x: Tensor) -> bool:

@@ -30,29 +30,31 @@ def can_fuse(layer: "Quadratic") -> bool:
     return len({r, g, b}) == 3 and offsets[r] == offsets[b] == 0.0
 
 
-def fused(layer: "Quadratic", x: Tensor) -> Tensor:
-    """The value of a layer that ``can_fuse``, by one kernel after its branches."""
+def fused(layer: "Quadratic", x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The value, in ``dtype``, of a layer that ``can_fuse``, by one kernel after its branches."""
     lifts, offsets = layer.lifts, layer.offsets
     squared = square(x) if "x2" in lifts.values() else x
     (r, g), (b,) = sorted(layer.terms, key=len, reverse=True)
     values = [layer[k](squared if lifts[k] == "x2" else x) for k in (r, g, b)]
     if len({(value.shape, value.dtype) for value in values}) > 1:  # branches of the user's own
-        return values[0] * (values[1] + offsets[g]) + values[2]
+        return (values[0] * (values[1] + offsets[g]) + values[2]).to(dtype)
     y: Tensor = multiply_add(*values, offsets[g])
     return y
 
 
 # --- the kernels ---
 
+# (Triton reads annotations when it compiles, and knows no Any: those stay strings)
+
 
 @triton.jit
-def _wide(value: Any) -> Any:
+def _wide(value: "Any") -> "Any":
     """float32 in place of the narrower types."""
     return value if value.dtype == tl.float64 else value.to(tl.float32)
 
 
 @triton.jit
-def _square_kernel(x: Any, y: Any, count: Any, block: tl.constexpr) -> None:
+def _square_kernel(x: "Any", y: "Any", count: "Any", block: tl.constexpr) -> None:
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < count
     value = _wide(tl.load(x + at, mask=inside))
@@ -60,7 +62,9 @@ def _square_kernel(x: Any, y: Any, count: Any, block: tl.constexpr) -> None:
 
 
 @triton.jit
-def _square_backward_kernel(grad: Any, x: Any, dx: Any, count: Any, block: tl.constexpr) -> None:
+def _square_backward_kernel(
+    grad: "Any", x: "Any", dx: "Any", count: "Any", block: tl.constexpr
+) -> None:
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < count
     value = _wide(tl.load(x + at, mask=inside))
@@ -69,7 +73,7 @@ def _square_backward_kernel(grad: Any, x: Any, dx: Any, count: Any, block: tl.co
 
 @triton.jit
 def _multiply_add_kernel(
-    r: Any, g: Any, b: Any, y: Any, count: Any, offset: tl.constexpr, block: tl.constexpr
+    r: "Any", g: "Any", b: "Any", y: "Any", count: "Any", offset: tl.constexpr, block: tl.constexpr
 ) -> None:
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < count
@@ -80,12 +84,12 @@ def _multiply_add_kernel(
 
 @triton.jit
 def _multiply_add_backward_kernel(
-    grad: Any,
-    r: Any,
-    g: Any,
-    dr: Any,
-    dg: Any,
-    count: Any,
+    grad: "Any",
+    r: "Any",
+    g: "Any",
+    dr: "Any",
+    dg: "Any",
+    count: "Any",
     offset: tl.constexpr,
     block: tl.constexpr,
 ) -> None:

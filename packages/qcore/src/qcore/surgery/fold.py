@@ -15,13 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from qcore.convolutions import PatchForm
+from qcore.convolutions import PatchForm, QuadraticConvTranspose2d
 from qcore.forms import LowRankForm, QuadraticForm
 from qcore.layers import Constant, Quadratic
 from qcore.surgery.sites import LINEAR, Site, find, obstacles
 
 _FOLDABLE = (*LINEAR, Quadratic)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_OURS = (Quadratic, PatchForm, QuadraticForm, LowRankForm, Constant)
+_OUR_FORWARDS = (*(kind.forward for kind in _OURS), QuadraticConvTranspose2d.forward)
 _TORCH_FORWARDS = (
     nn.Linear.forward,
     nn.Conv1d.forward,
@@ -272,13 +274,16 @@ def _is_scalable(layer: Any) -> bool:
 
     It would not in a convolution that standardises its weight.
     """
+    forward = type(layer).forward
+    if isinstance(layer, _OURS) and forward not in _OUR_FORWARDS:
+        return False
     if isinstance(layer, Quadratic):
         return all(_is_scalable(branch) for branch in layer.values())
     if isinstance(layer, PatchForm):
         return _is_scalable(layer.form)
     if isinstance(layer, LowRankForm):
         return layer.signed
-    if isinstance(layer, (QuadraticForm, Constant)) or type(layer).forward in _TORCH_FORWARDS:
+    if isinstance(layer, _OURS) or forward in _TORCH_FORWARDS:
         return True
     if not isinstance(layer, LINEAR):
         return False

@@ -4,6 +4,7 @@ A model is registered where a paper or a table of the bench names it; all else g
 """
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
@@ -62,3 +63,18 @@ def _rows() -> Iterator[tuple[str, Arguments]]:
 
 ARCHITECTURES: Mapping[str, Arguments] = MappingProxyType(dict(_rows()))
 """Arguments of :class:`qzoo.CifarQResNet` by model name."""
+
+
+def get_architecture(name: str) -> Arguments:
+    """The arguments of that model.
+
+    Raises ``ValueError`` naming near matches for a name that is not registered.
+
+    >>> get_architecture("qresnet20")["depths"]
+    (3, 3, 3)
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    near = get_close_matches(name, ARCHITECTURES, n=3)
+    hint = f"near matches are {', '.join(near)}" if near else "qzoo list shows all"
+    raise ValueError(f"no model is named {name!r}: {hint}")

@@ -75,8 +75,8 @@ class CifarQResNet(nn.Module):
     image, three times those of ResNet-20.
 
     Raises ``ValueError`` for an unknown name of a neuron, head, shortcut, residual or pooling, for
-    sizes below 1, for depths and widths of unequal length, and for a rank, signs or affine terms
-    that no part of the network has.
+    sizes below 1, for depths and widths of unequal length, for a probability outside [0, 1], and
+    for a rank, signs or affine terms that no part of the network has.
 
     Source: arXiv 2110.06081 and its authors' code; arXiv 2307.13609, table 3; arXiv 1512.03385.
 
@@ -126,6 +126,15 @@ class CifarQResNet(nn.Module):
                     "of them"
                 )
             neuron_rank = rank
+        if neuron_rank is not None and neuron == "linear":
+            raise ValueError(
+                f"rank={neuron_rank} is for bilinear neurons and low-rank heads, but "
+                f"neuron='linear' and head={head!r}: choose neuron='bilinear' or head='low_rank'"
+            )
+        if not 0.0 <= drop_path_rate <= 1.0:
+            raise ValueError(
+                f"drop_path_rate={drop_path_rate} is not allowed: give a probability from 0 to 1"
+            )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.head = head
         self.in_chans = in_chans
