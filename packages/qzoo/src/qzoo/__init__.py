@@ -12,6 +12,21 @@ torch.Size([2, 10])
 """
 
 from qzoo.convert import convert_relinear_state_dict as convert_relinear_state_dict
+from qzoo.errors import WeightsError as WeightsError
+from qzoo.evaluate import evaluate as evaluate
+from qzoo.folder import save_weights as save_weights
 from qzoo.models import CifarQResNet as CifarQResNet
+from qzoo.provenance import Evaluation as Evaluation
+from qzoo.provenance import Preprocessing as Preprocessing
+from qzoo.provenance import Provenance as Provenance
 
-__all__ = ["CifarQResNet", "convert_relinear_state_dict"]
+__all__ = [
+    "CifarQResNet",
+    "Evaluation",
+    "Preprocessing",
+    "Provenance",
+    "WeightsError",
+    "convert_relinear_state_dict",
+    "evaluate",
+    "save_weights",
+]

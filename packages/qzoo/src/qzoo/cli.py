@@ -1,70 +1,204 @@
-"""The command line: ``qzoo list | info | run``. Every command calls the library and prints."""
+"""The command line: ``qzoo list | info | download | verify | export | bundle | publish | run``.
+
+Every command calls the library and prints.
+"""
 
 import json
 import runpy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import timm
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import qcore
+from qzoo.bundle import bundle
 from qzoo.cost import cost
+from qzoo.errors import WeightsError
+from qzoo.evaluate import verify
+from qzoo.export import export
+from qzoo.hub import hub_id, is_at_hand, weights_file
+from qzoo.index import FOLDER, get_provenance, package_index
 from qzoo.models.architectures import ARCHITECTURES, get_architecture
+from qzoo.publish import changes, publish, write_repository
 
 app = typer.Typer(
     help="Quadratic networks for timm.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Weights = Annotated[str, typer.Argument(help="Weights, as qzoo list shows them.")]
+Folder = Annotated[
+    Path, typer.Argument(help="A folder with model.safetensors and provenance.json.")
+]
+Data = Annotated[Path | None, typer.Option("--data", help="The folder that holds the datasets.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Replace other weights that have the name.")
+]
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """End a user's mistake with one line on standard error and exit status 2."""
+    try:
+        yield
+    except (WeightsError, ValueError, ModuleNotFoundError) as error:
+        message = str(error)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        message = f"{error.strerror or error}{where}"
+    else:
+        return
+    typer.echo(f"qzoo: {' '.join(message.split())}", err=True)
+    raise typer.Exit(2)
+
 
 @app.command("list", epilog='Example: qzoo list "*_rank*"')
+@_one_sentence()
 def list_models(
     pattern: Annotated[str, typer.Argument(help="Only names that match, * for anything.")] = "*",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the models: parameters, multiply-adds for a 32×32 image, and weights."""
     names = [name for name in ARCHITECTURES if fnmatch(name, pattern)]
     if not names:
-        _found(pattern)
+        get_architecture(pattern)
+    rows = [_described(name) for name in names]
     if as_json:
-        typer.echo(json.dumps([_described(name) for name in names], indent=1))
+        typer.echo(json.dumps(rows, indent=1))
         return
     grid = Table()
     grid.add_column("model", no_wrap=True)
     grid.add_column("parameters", justify="right")
     grid.add_column("multiply-adds", justify="right")
     grid.add_column("weights")
-    for name in names:
-        of_name = cost(name)
-        weights = ", ".join(_described(name)["weights"]) or "-"
+    for row in rows:
         grid.add_row(
-            name, f"{of_name.parameters:,}", f"{of_name.multiply_adds / 1e6:,.0f} M", weights
+            row["model"],
+            f"{row['parameters']:,}",
+            f"{row['multiply_adds'] / 1e6:,.0f} M",
+            "\n".join(row["weights"]) or "-",
         )
     Console().print(grid)
 
 
 @app.command(epilog="Example: qzoo info qresnet20")
+@_one_sentence()
 def info(
-    name: Annotated[str, typer.Argument(help="A model's name; see qzoo list.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: Annotated[str, typer.Argument(help="A model or weights; see qzoo list.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Show one model: how it is built, what it costs, how to make it."""
-    _found(name)
-    described = _described(name)
+    """Show one model, what it costs, how to make it; or one file of weights, where it is from."""
+    described = _described_weights(name) if "." in name else _described(name)
     if as_json:
         typer.echo(json.dumps(described, indent=1))
         return
-    grid = Table(show_header=False, box=None)
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column()
-    for key, value in described.items():
-        shown = ", ".join(value) or "none yet" if key == "weights" else value
-        grid.add_row(key.replace("_", " "), f"{shown:,}" if isinstance(shown, int) else str(shown))
-    grid.add_row("make it", f'import qzoo, timm; timm.create_model("{name}")')
-    Console().print(grid)
+    pretrained = ", pretrained=True" if "." in name else ""
+    shown = {**described, "make it": f'import qzoo, timm; timm.create_model("{name}"{pretrained})'}
+    _print_facts(shown)
+
+
+@app.command(epilog="Example: qzoo download qresnet20.relinear_c10")
+@_one_sentence()
+def download(
+    names: Annotated[list[str], typer.Argument(help="Weights, as qzoo list shows them.")],
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="The Hub's cache; by default where HF_HOME says.")
+    ] = None,
+) -> None:
+    """Get weights for a time without a network; print where each file lies."""
+    for row in [get_provenance(name) for name in names]:
+        typer.echo(weights_file(row, cache_dir))
+
+
+@app.command("verify", epilog="Example: qzoo verify qresnet20.relinear_c10 --data data")
+@_one_sentence()
+def verify_weights(
+    name: Weights,
+    data: Annotated[Path, typer.Option("--data", help="The folder that holds the datasets.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the accuracy of weights; exit with 1 where the index says otherwise by over 0.05."""
+    known, measured = verify(name, data, batch_size=batch_size)
+    difference = measured.top1 - known.top1
+    holds = abs(difference) <= 0.05 and measured.images == known.images
+    if as_json:
+        record = {"index": known.model_dump(), "measured": measured.model_dump(), "holds": holds}
+        typer.echo(json.dumps(record, indent=1))
+    else:
+        typer.echo(
+            f"{name}: {measured.top1:.2f} % of {measured.images} images of {measured.dataset} "
+            f"({measured.split}); the index says {known.top1:.2f} % of {known.images}: "
+            + ("it holds" if holds else f"it does not hold ({difference:+.2f} points)")
+        )
+    if not holds:
+        raise typer.Exit(1)
+
+
+@app.command("export", epilog="Example: qzoo export qresnet20.relinear_c10 qresnet20.onnx")
+@_one_sentence()
+def export_onnx(
+    name: Weights,
+    path: Annotated[Path, typer.Argument(help="The ONNX file.")],
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Of a model's name: random weights.")
+    ] = False,
+) -> None:
+    """Write a network as ONNX, and compare its outputs in onnxruntime with torch's."""
+    get_architecture(name.split(".")[0])
+    distance = export(timm.create_model(name, pretrained=not untrained), path)
+    typer.echo(f"{path}: logits as in torch to {distance:.1e} of the largest")
+
+
+@app.command("bundle", epilog="Example: qzoo bundle folder --dtype float16 --data data")
+@_one_sentence()
+def bundle_weights(
+    folder: Folder,
+    into: Annotated[
+        Path, typer.Option(help="The folder with index.json.", show_default="the package's own")
+    ] = FOLDER,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(help="Store in half the bytes, if as accurate; needs --data."),
+    ] = "float32",
+    data: Data = None,
+    hub_only: Annotated[
+        bool, typer.Option("--hub-only", help="Only the index; the file is on the Hub.")
+    ] = False,
+    replace: Replace = False,
+) -> None:
+    """Take a folder's weights into the package and its index."""
+    row = bundle(folder, into=into, dtype=dtype, root=data, hub_only=hub_only, replace=replace)
+    place = "the index, its file on the Hub" if hub_only else into
+    typer.echo(f"{row.name}: {row.size:,} bytes in {place}")
+
+
+@app.command("publish", epilog="Example: qzoo publish folder --dry-run")
+@_one_sentence()
+def publish_weights(
+    folder: Folder,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the difference to what is there.")
+    ] = False,
+    replace: Replace = False,
+) -> None:
+    """Write config.json and the model card into a folder, and push it to the Hub."""
+    row = write_repository(folder)
+    found = changes(folder) if dry_run else publish(folder, replace=replace)
+    for change in found:
+        typer.echo(f"{change.kind:>7}  {change.path}")
+        if dry_run and change.difference:
+            typer.echo(change.difference)
+    changed = any(change.kind != "same" for change in found)
+    done = "would be pushed to" if dry_run else "pushed to"
+    typer.echo(f"{done} {hub_id(row)}" if changed else f"{hub_id(row)} has it all already")
 
 
 @app.command(
@@ -81,20 +215,33 @@ def run(
 ) -> None:
     """Run a script that makes models by name, with the zoo's registered; the rest goes to it."""
     if not script.is_file():
-        typer.echo(
-            f"{script} is no file: give the path of a script, such as a copy of timm's train.py",
-            err=True,
-        )
-        raise typer.Exit(2)
-    import qzoo  # noqa: F401 - registers the models
-
+        with _one_sentence():
+            raise ValueError(
+                f"{script} is no file: give the path of a script, such as a copy of timm's train.py"
+            )
     sys.argv = [str(script), *context.args]
     sys.path.insert(0, str(script.resolve().parent))  # as Python does for a script
     runpy.run_path(str(script), run_name="__main__")
 
 
+def _print_facts(facts: dict[str, Any]) -> None:
+    grid = Table(show_header=False, box=None)
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    for key, value in facts.items():
+        if isinstance(value, list):
+            value = ", ".join(map(str, value)) or "none yet"
+        elif isinstance(value, dict):
+            value = ", ".join(f"{name} {of_name}" for name, of_name in value.items()) or "unknown"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        grid.add_row(key.replace("_", " "), str(value))
+    Console().print(grid)
+
+
 def _described(name: str) -> dict[str, Any]:
-    row = ARCHITECTURES[name]
+    """A model, for people and for JSON."""
+    row = get_architecture(name)
     neuron = qcore.get_neuron(row.get("neuron", "quadratic"))
     head = row.get("head", "linear")
     return {
@@ -106,14 +253,12 @@ def _described(name: str) -> dict[str, Any]:
         "residual": row.get("residual", "plain"),
         "head": f"{head}, rank {row['rank']}" if head == "low_rank" else head,
         **cost(name)._asdict(),
-        "weights": [],
+        "weights": [weights.name for weights in package_index().values() if weights.model == name],
     }
 
 
-def _found(name: str) -> None:
-    """End with one sentence where no model has this name."""
-    try:
-        get_architecture(name)
-    except ValueError as error:
-        typer.echo(error, err=True)
-        raise typer.Exit(2) from None
+def _described_weights(name: str) -> dict[str, Any]:
+    """Weights, for people and for JSON."""
+    row = get_provenance(name)
+    known = row.model_dump(mode="json")
+    return {"name": row.name, "lies": is_at_hand(row) or f"on the Hub, {hub_id(row)}", **known}

@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 import torch
 from timm.layers.classifier import create_classifier
 from timm.models import (
-    build_model_with_cfg,
     checkpoint_seq,
     generate_default_cfgs,
     register_model,
@@ -23,9 +22,11 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 import qcore
+from qzoo.index import DEFAULT_TAG, package_index
 from qzoo.models.architectures import ARCHITECTURES
 from qzoo.models.blocks import Residual, ResidualBlock, Shortcut, Stem
 from qzoo.models.heads import DenseHead, LowRankHead
+from qzoo.pretrained import build_model, pretrained_cfg
 
 __all__ = ["CifarQResNet"]
 
@@ -399,12 +400,22 @@ def _cfg() -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        f"{name}.relinear_c10": {**_cfg(), "pool_size": (2 ** (6 - len(row["widths"])),) * 2}
-        for name, row in ARCHITECTURES.items()
-    }
-)
+def _default_cfgs() -> dict[str, Any]:
+    """The default tag of every model, marked as such, and the tags of the index's weights."""
+    rows = {row.name: row for row in package_index().values() if row.model in ARCHITECTURES}
+    cfgs = {name: {**_cfg(), **pretrained_cfg(row)} for name, row in rows.items()}
+    # marked by * and last: else timm makes the first tag with weights the default, and with it
+    # another input or other classes
+    for name in ARCHITECTURES:
+        default = f"{name}.{DEFAULT_TAG}"
+        cfgs[f"{default}*"] = cfgs.pop(default, _cfg())
+    for name, cfg in cfgs.items():
+        halvings = len(ARCHITECTURES[name.split(".")[0]]["widths"]) - 1
+        cfg["pool_size"] = tuple(-(-side // 2**halvings) for side in cfg["input_size"][1:])
+    return cfgs
+
+
+default_cfgs = generate_default_cfgs(_default_cfgs())
 
 
 def _without_other_classes(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -425,7 +436,7 @@ def _entry(name: str) -> Callable[..., CifarQResNet]:
             "out_indices": tuple(range(len(arguments["widths"]) + 1)),
             "flatten_sequential": True,
         }
-        return build_model_with_cfg(
+        return build_model(
             CifarQResNet,
             name,
             pretrained,

@@ -1,0 +1,113 @@
+"""Take a folder's weights into the package and its index."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from qzoo.errors import WeightsError
+from qzoo.evaluate import evaluate
+from qzoo.folder import WeightsFolder, read_folder
+from qzoo.index import FOLDER, read_index, replace_file, write_index
+from qzoo.provenance import Provenance
+
+LIMIT = 20_000_000
+"""Bytes that all weights in the package may have together."""
+
+
+def bundle(
+    folder: str | Path,
+    *,
+    into: str | Path = FOLDER,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    root: str | Path | None = None,
+    hub_only: bool = False,
+    replace: bool = False,
+) -> Provenance:
+    """Add a folder's weights to an index, and the file beside it.
+
+    Args:
+        folder: holds ``model.safetensors`` and ``provenance.json``.
+        into: the folder with ``index.json``: by default the package's own.
+        dtype: stores tensors of two or more dimensions in half the bytes, if the accuracy stays
+            exactly the same; needs ``root``.
+        root: the folder that holds the dataset.
+        hub_only: add the row alone; the file is on the Hub.
+        replace: whether weights of that name may be replaced by others.
+
+    Returns the row. Twice the same changes nothing.
+
+    Raises :class:`qzoo.WeightsError` for a folder that is not whole, for other weights under a name
+    that is taken, for an accuracy that changes, and where the file does not fit in: nothing is
+    written then.
+    """
+    into = Path(into)
+    weights = read_folder(folder)
+    row, content = weights.record, weights.file.read_bytes()
+    if dtype != row.dtype:
+        row, content = _halved(weights, dtype, root)
+    rows = read_index(into)
+    old = rows.get(row.name)
+    if old == row and (hub_only or (into / row.filename).exists()):
+        return row
+    if old is not None and old.sha256 != row.sha256 and not replace:
+        raise WeightsError(
+            f"{row.name} is in the index with other weights: choose another tag, for who loads "
+            "them counts on what they are, or replace them on purpose"
+        )
+    others = (path for path in into.glob("*.safetensors") if path.name != row.filename)
+    total = len(content) + sum(path.stat().st_size for path in others)
+    if not hub_only and total > LIMIT:
+        raise WeightsError(
+            f"with {row.name} the package's weights would have {total / 1e6:.1f} MB, and "
+            f"{LIMIT / 1e6:.0f} are allowed: store them in float16, or leave the file to the Hub"
+        )
+    try:
+        if hub_only:
+            (into / row.filename).unlink(missing_ok=True)
+        else:
+            replace_file(into / row.filename, content)
+        write_index({**rows, row.name: row}, into)
+    except OSError as error:
+        raise WeightsError(f"{into} cannot be written: {error.strerror}") from None
+    return row
+
+
+def _halved(
+    weights: WeightsFolder,
+    dtype: Literal["float32", "float16", "bfloat16"],
+    root: str | Path | None,
+) -> tuple[Provenance, bytes]:
+    """Row and file of the weights in fewer bytes, if they are as accurate."""
+    row, known = weights.record, weights.record.evaluation
+    if dtype == "float32":
+        raise WeightsError(f"{weights.file} has {row.dtype}, and no float32 to go back to")
+    if root is None or known is None:
+        missing = "root=" if root is None else "an evaluation in the folder's record"
+        raise WeightsError(f"dtype={dtype!r} is for weights as accurate as before: give {missing}")
+
+    def stored(value: Tensor) -> Tensor:
+        halved = value.is_floating_point() and value.ndim > 1
+        return value.to(getattr(torch, dtype)) if halved else value
+
+    state = {name: stored(value) for name, value in weights.state.items()}
+    model = weights.model()
+    before = evaluate(model, known.dataset, root=root, split=known.split)
+    model.load_state_dict(state)
+    after = evaluate(model, known.dataset, root=root, split=known.split)
+    if after.top1 != before.top1:
+        raise WeightsError(
+            f"in {dtype} {row.name} has {after.top1:.2f} % instead of {before.top1:.2f} %: keep "
+            f"{row.dtype}, or leave the file to the Hub"
+        )
+    content = safetensors.torch.save(state)
+    changed = {
+        "dtype": dtype,
+        "evaluation": after,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size": len(content),
+    }
+    return row.model_copy(update=changed), content

@@ -1,0 +1,245 @@
+"""Publishing, against a Hub that takes real commits."""
+
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+
+import qzoo
+from qzoo.folder import read_folder
+from qzoo.publish import changes, model_card, publish, write_repository
+
+FILES = {"model.safetensors", "provenance.json", "config.json", "README.md"}
+REPOSITORY = "quadnets/qresnet20_compact.test"
+TOKEN = "hf_token_of_the_local_hub"  # noqa: S105 - see conftest.py
+
+
+@pytest.fixture
+def folder(weights_folder, tmp_path):
+    folder = shutil.copytree(weights_folder, tmp_path / "folder")
+    write_repository(folder)
+    return folder
+
+
+@pytest.fixture
+def with_token(hub, monkeypatch):  # noqa: ARG001 - which takes tokens away
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+# the Hub's client itself calls its HTTP library so
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+def kinds(found):
+    return {change.path: change.kind for change in found}
+
+
+def test_a_folder_becomes_a_repository(folder):
+    assert {path.name for path in folder.iterdir()} == FILES
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "qresnet20_compact"
+    assert config["num_classes"] == 10
+    assert config["pretrained_cfg"]["tag"] == "test"
+    assert "file" not in config["pretrained_cfg"]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write_repository(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_timm_loads_the_folder(folder):
+    x = torch.randn(2, 3, 32, 32)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert torch.equal(model(x), read_folder(folder).model()(x))
+
+
+def test_a_damaged_folder_gets_no_card(folder):
+    (folder / "README.md").unlink()
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(qzoo.WeightsError, match="has 0 bytes"):
+        write_repository(folder)
+    assert not (folder / "README.md").exists()
+
+
+@pytest.mark.usefixtures("with_token")
+def test_the_first_time(folder, hub):
+    assert kinds(publish(folder)) == dict.fromkeys(FILES, "new")
+    there = hub.repositories[REPOSITORY]
+    assert there == {path.name: path.read_bytes() for path in folder.iterdir()}
+    model = timm.create_model(f"hf-hub:{REPOSITORY}", pretrained=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(x), read_folder(folder).model()(x))
+
+
+@pytest.mark.usefixtures("with_token")
+def test_the_second_time_changes_nothing(folder, hub):
+    publish(folder)
+    commits, posts = hub.commits[REPOSITORY], len(hub.asked("PUT"))
+    write_repository(folder)
+    assert kinds(publish(folder)) == dict.fromkeys(FILES, "same")
+    assert (hub.commits[REPOSITORY], len(hub.asked("PUT"))) == (commits, posts)
+
+
+@pytest.mark.usefixtures("with_token")
+def test_only_what_changed_is_sent(folder, hub):
+    publish(folder)
+    record = json.loads((folder / "provenance.json").read_text())
+    (folder / "provenance.json").write_text(json.dumps({**record, "seed": 4}))
+    write_repository(folder)
+    found = changes(folder)
+    assert kinds(found) == {
+        "model.safetensors": "same",
+        "provenance.json": "changed",
+        "config.json": "same",
+        "README.md": "same",
+    }
+    (difference,) = [change.difference for change in found if change.difference]
+    assert difference.startswith(f"--- {REPOSITORY}/provenance.json\n+++ ")
+    assert hub.commits[REPOSITORY] == 2  # made, and filled: a look changes nothing
+    publish(folder)
+    assert hub.commits[REPOSITORY] == 3
+    assert json.loads(hub.repositories[REPOSITORY]["provenance.json"])["seed"] == 4
+
+
+def test_a_look_needs_no_token(folder, hub):
+    assert kinds(changes(folder)) == dict.fromkeys(FILES, "new")
+    assert hub.repositories == {}
+
+
+@pytest.mark.usefixtures("with_token")
+def test_other_weights_under_a_name_that_is_taken(folder, hub, draw, tmp_path):
+    publish(folder)
+    new = tmp_path / "new"
+    qzoo.save_weights(draw("qresnet20_compact", seed=1), new, tag="test", reduced=True)
+    write_repository(new)
+    with pytest.raises(qzoo.WeightsError, match=r"has other weights: choose another tag"):
+        publish(new)
+    assert hub.commits[REPOSITORY] == 2
+    difference = {change.path: change.difference for change in changes(new)}["model.safetensors"]
+    assert difference.startswith("-sha256 ")
+    assert f"\n+sha256 {read_folder(new).record.sha256}\n" in difference
+    publish(new, replace=True)
+    there = hub.repositories[REPOSITORY]["model.safetensors"]
+    assert there == (new / "model.safetensors").read_bytes()
+
+
+def test_no_token(folder, hub):
+    assert refused(folder) == (
+        f"pushing to {REPOSITORY} needs a token of the Hub: `hf auth login`, or set HF_TOKEN"
+    )
+    assert hub.requests == []
+
+
+def test_a_token_that_may_not(folder, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
+    assert refused(folder) == (
+        f"the Hub at {hub.url} answered 401 for {REPOSITORY}: the token may not write there: take "
+        "one that may, or another organisation by QZOO_HUB_ORGANISATION"
+    )
+    assert hub.repositories == {}
+
+
+@pytest.mark.usefixtures("with_token")
+def test_a_hub_that_is_ill(folder, hub):
+    hub.status = 500
+    assert refused(folder) == (
+        f"the Hub at {hub.url} answered 500 for {REPOSITORY}: nothing was changed; try again later"
+    )
+
+
+@pytest.mark.usefixtures("with_token")
+def test_an_upload_that_fails(folder, hub):
+    hub.status, hub.verb = 500, "PUT"
+    assert refused(folder) == (
+        f"the Hub at {hub.url} answered 500 for {REPOSITORY}: nothing was changed; try again later"
+    )
+    assert hub.repositories[REPOSITORY] == {}
+    hub.status = None
+    publish(folder)
+    assert hub.repositories[REPOSITORY].keys() == FILES
+
+
+@pytest.mark.usefixtures("with_token")
+def test_no_network(folder, hub):
+    hub.server.shutdown()
+    hub.server.server_close()
+    assert refused(folder).startswith(f"the Hub at {hub.url} cannot be reached for {REPOSITORY} (")
+
+
+def refused(folder):
+    with pytest.raises(qzoo.WeightsError) as caught:
+        publish(folder)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture
+def full_record(weights_folder):
+    return read_folder(weights_folder).record.model_copy(
+        update={
+            "model": "qresnet20",
+            "tag": "relinear_c10",
+            "reduced": False,
+            "table": "relinear",
+            "table_version": 2,
+            "recipe": {"optimizer": "sgd", "lr": 0.1},
+            "commit": "1234abc",
+            "versions": {"torch": "2.9.1"},
+            "hardware": {"device": "cpu", "cores": 2},
+            "claimed": 92.5,
+            "evaluation": qzoo.Evaluation(
+                dataset="torch/cifar10", split="test", images=10_000, top1=92.41, loss=0.25
+            ),
+        }
+    )
+
+
+def test_the_card_has_the_accuracy_in_the_hubs_schema(full_record):
+    card = ModelCard(model_card(full_record))
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("accuracy", 92.41)
+    assert (result.dataset_type, result.dataset_split) == ("cifar10", "test")
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "timm")
+    assert card.data.pipeline_tag == "image-classification"
+
+
+def test_the_card_says_where_the_weights_come_from(full_record):
+    text = ModelCard(model_card(full_record)).text
+    for fact in (
+        "92.41 % on 10000 images of torch/cifar10 (test), measured from this file",
+        "92.50 %",
+        "806,266",
+        "table `relinear`, version 2, seed 3",
+        '`{"optimizer": "sgd", "lr": 0.1}`',
+        "`1234abc`",
+        "torch 2.9.1",
+        "device cpu, cores 2",
+        "arXiv:2110.06081",
+        full_record.sha256,
+        'timm.create_model("qresnet20.relinear_c10", pretrained=True)',
+    ):
+        assert fact in text
+    assert "reduced" not in text
+
+
+def test_the_card_of_a_reduced_run_says_so(full_record):
+    text = model_card(full_record.model_copy(update={"reduced": True}))
+    assert "**Trained by a reduced run: not what its table asks for.**" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "papers"),
+    [
+        ("qresnet20", ["fan2025relinear"]),
+        ("qresnet20_rank2", ["fan2025relinear", "liu2023diqnn"]),
+        ("cifar_resnet18_rank4", ["liu2023diqnn"]),
+        ("cifar_resnet20", ["he2016resnet"]),
+    ],
+)
+def test_the_card_cites_who_is_to_be_cited(full_record, name, papers):
+    text = model_card(full_record.model_copy(update={"model": name}))
+    keys = [line.split("{")[1].rstrip(",") for line in text.splitlines() if line.startswith("@")]
+    assert keys == papers
