@@ -79,11 +79,10 @@ def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_registry_has_one_entry_per_row_and_none_with_weights():
+def test_registry_has_one_entry_per_row():
     assert sorted(ARCHITECTURES) == sorted(MODELS)
     assert "qresnet20" in timm.list_models("qresnet*")
     assert "qresnet20.relinear_c10" in timm.list_models("qresnet*", include_tags=True)
-    assert timm.list_models("qresnet*", pretrained=True) == []
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -388,21 +387,6 @@ def test_fx_trace(name):
     model = timm.create_model(name).eval()
     x = images()
     assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
-
-
-@per_model
-def test_no_weights_yet(name):
-    with pytest.raises(RuntimeError) as error:
-        timm.create_model(name, pretrained=True)
-    assert str(error.value) == (
-        f"No pretrained weights exist for {name}. Use `pretrained=False` for random init."
-    )
-
-
-@per_model
-def test_unknown_tag(name):
-    with pytest.raises(RuntimeError, match=rf"Invalid pretrained tag \(typo\) for {name}"):
-        timm.create_model(f"{name}.typo")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from rich.table import Table
 
 import qcore
 from qzoo.bundle import bundle
+from qzoo.card import facts
 from qzoo.cost import cost
 from qzoo.errors import WeightsError
 from qzoo.evaluate import verify
@@ -83,7 +84,7 @@ def list_models(
             row["model"],
             f"{row['parameters']:,}",
             f"{row['multiply_adds'] / 1e6:,.0f} M",
-            "\n".join(row["weights"]) or "-",
+            "\n".join(_weights(row["model"])) or "-",
         )
     Console().print(grid)
 
@@ -95,13 +96,31 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Show one model, what it costs, how to make it; or one file of weights, where it is from."""
-    described = _described_weights(name) if "." in name else _described(name)
+    code = "import qzoo, timm; timm.create_model"
+    if "." in name:
+        row = get_provenance(name)
+        lies = is_at_hand(row) or f"on the Hub, {hub_id(row)}"
+        record = {"name": row.name, "lies": lies, **row.model_dump(mode="json")}
+        shown = {"weights": row.name, **dict(facts(row)), "lies": lies}
+        shown["make it"] = f'{code}("{row.name}", pretrained=True)'
+    else:
+        record = _described(name)
+        shown = {
+            **record,
+            "weights": "\n".join(_weights(name)) or "none yet",
+            "parameters": f"{record['parameters']:,}",
+            "multiply_adds": f"{record['multiply_adds']:,}",
+            "make it": f'{code}("{name}")',
+        }
     if as_json:
-        typer.echo(json.dumps(described, indent=1))
+        typer.echo(json.dumps(record, indent=1))
         return
-    pretrained = ", pretrained=True" if "." in name else ""
-    shown = {**described, "make it": f'import qzoo, timm; timm.create_model("{name}"{pretrained})'}
-    _print_facts(shown)
+    grid = Table(show_header=False, box=None)
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, value in shown.items():
+        grid.add_row(key.replace("_", " "), value)
+    Console().print(grid)
 
 
 @app.command(epilog="Example: qzoo download qresnet20.relinear_c10")
@@ -224,21 +243,6 @@ def run(
     runpy.run_path(str(script), run_name="__main__")
 
 
-def _print_facts(facts: dict[str, Any]) -> None:
-    grid = Table(show_header=False, box=None)
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column()
-    for key, value in facts.items():
-        if isinstance(value, list):
-            value = ", ".join(map(str, value)) or "none yet"
-        elif isinstance(value, dict):
-            value = ", ".join(f"{name} {of_name}" for name, of_name in value.items()) or "unknown"
-        elif isinstance(value, int) and not isinstance(value, bool):
-            value = f"{value:,}"
-        grid.add_row(key.replace("_", " "), str(value))
-    Console().print(grid)
-
-
 def _described(name: str) -> dict[str, Any]:
     """A model, for people and for JSON."""
     row = get_architecture(name)
@@ -257,8 +261,12 @@ def _described(name: str) -> dict[str, Any]:
     }
 
 
-def _described_weights(name: str) -> dict[str, Any]:
-    """Weights, for people and for JSON."""
-    row = get_provenance(name)
-    known = row.model_dump(mode="json")
-    return {"name": row.name, "lies": is_at_hand(row) or f"on the Hub, {hub_id(row)}", **known}
+def _weights(model: str) -> list[str]:
+    """The tags of a model's weights, and how accurate they are."""
+    found = []
+    for row in package_index().values():
+        if row.model == model:
+            known = [f"{row.evaluation.top1:.2f} %"] if row.evaluation else []
+            known += ["reduced run"] * row.reduced
+            found.append(f"{row.tag} ({', '.join(known)})" if known else row.tag)
+    return found

@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,7 @@ from typing import Literal, NamedTuple
 
 from huggingface_hub import (
     CommitOperationAdd,
-    EvalResult,
     HfApi,
-    ModelCardData,
     constants,
     get_token,
 )
@@ -21,43 +18,15 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from timm.models import save_for_hf
 
-import qcore
-from qzoo.cost import cost
+from qzoo.card import model_card
 from qzoo.errors import WeightsError
 from qzoo.folder import RECORD, WeightsFolder, read_folder
 from qzoo.hub import HUB_FILE, NETWORK_ERRORS, hub_id
 from qzoo.index import replace_file
-from qzoo.models.architectures import get_architecture
 from qzoo.provenance import Provenance
 
 FILES = (HUB_FILE, RECORD, "config.json", "README.md")
 """What a repository holds."""
-
-CITATIONS = {
-    "relinear": """@article{fan2025relinear,
-  title   = {On Expressivity and Trainability of Quadratic Networks},
-  author  = {Fan, Feng-Lei and Li, Mengzhou and Wang, Fei and Lai, Rongjie and Wang, Ge},
-  journal = {IEEE Transactions on Neural Networks and Learning Systems},
-  volume  = {36},
-  number  = {1},
-  pages   = {1228--1242},
-  year    = {2025},
-  note    = {arXiv:2110.06081}
-}""",
-    "diqnn": """@article{liu2023diqnn,
-  title   = {Dendritic Integration Based Quadratic Neural Networks Outperform Traditional
-             Aritificial Ones},
-  author  = {Liu, Chongming and Li, Songting and Zhou, Douglas},
-  journal = {arXiv preprint arXiv:2307.13609},
-  year    = {2023}
-}""",
-    "resnet": """@inproceedings{he2016resnet,
-  title     = {Deep Residual Learning for Image Recognition},
-  author    = {He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
-  year      = {2016}
-}""",
-}
 
 
 class Change(NamedTuple):
@@ -133,104 +102,6 @@ def publish(folder: str | Path, *, replace: bool = False) -> list[Change]:
         added = [CommitOperationAdd(name, Path(folder) / name) for name in changed]
         api.create_commit(repository, added, commit_message=f"Publish {repository}")
     return found
-
-
-def model_card(row: Provenance) -> str:
-    """The model card of weights, with their accuracy in the Hub's schema."""
-    arguments = get_architecture(row.model)
-    neuron = qcore.get_neuron(arguments.get("neuron", "quadratic"))
-    head = arguments.get("head", "linear")
-    quadratic_trunk = neuron.name != "linear"
-    papers = [
-        paper
-        for paper, used in (("relinear", quadratic_trunk), ("diqnn", head != "linear"))
-        if used
-    ] or ["resnet"]
-    what = "Residual network for small images"
-    what += f" with neurons {neuron.formula}" if quadratic_trunk else " with linear convolutions"
-    what += {"linear": "", "dense": ", and a dense quadratic head"}.get(
-        head, f", and a quadratic head of rank {arguments.get('rank')}"
-    )
-    size, classes = row.preprocessing.input_size, row.num_classes
-    of_model = cost(row.model, num_classes=classes, in_chans=size[0], size=size[1])
-    lines = [
-        "---",
-        _card_data(row).to_yaml(),
-        "---",
-        f"# {row.name}",
-        "",
-        f"{what}. (*q* is for *quadratic*, not *quantised*.)",
-        *(["", "**Trained by a reduced run: not what its table asks for.**"] * row.reduced),
-        "",
-        "```python",
-        "import qzoo, timm  # pip install quadnets-zoo",
-        "",
-        f'model = timm.create_model("{row.name}", pretrained=True).eval()',
-        "```",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in _facts(row, of_model)),
-        "",
-        "## Citation",
-        "",
-        *(f"```bibtex\n{CITATIONS[paper]}\n```" for paper in papers),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _facts(row: Provenance, of_model: qcore.Cost) -> Iterator[tuple[str, str]]:
-    measured, before = row.evaluation, row.preprocessing
-    if measured:
-        yield (
-            "top-1 accuracy",
-            f"{measured.top1:.2f} % on {measured.images} images of {measured.dataset} "
-            f"({measured.split}), measured from this file",
-        )
-    if row.claimed is not None:
-        yield "as the training run reported it", f"{row.claimed:.2f} %"
-    yield "parameters", f"{of_model.parameters:,}"
-    yield "multiply-adds", f"{of_model.multiply_adds / 1e6:,.0f} M"
-    yield "input", "×".join(map(str, before.input_size)) + f", mean {before.mean}, std {before.std}"
-    yield "classes", str(row.num_classes)
-    yield "stored as", f"{row.dtype}, {row.size:,} bytes, sha256 `{row.sha256}`"
-    if row.table:
-        yield "trained by", f"table `{row.table}`, version {row.table_version}, seed {row.seed}"
-    if row.recipe:
-        yield "recipe", f"`{json.dumps(row.recipe)}`"
-    if row.commit:
-        yield "commit", f"`{row.commit}`"
-    for key, facts in (("versions", row.versions), ("hardware", row.hardware)):
-        if facts:
-            yield key, ", ".join(f"{name} {value}" for name, value in facts.items())
-    yield "licence", row.licence
-
-
-def _card_data(row: Provenance) -> ModelCardData:
-    measured = row.evaluation
-    results = None
-    if measured:
-        results = [
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=measured.dataset.rpartition("/")[2],
-                dataset_name=measured.dataset,
-                dataset_split=measured.split,
-                metric_type="accuracy",
-                metric_name="top-1 accuracy, in percent",
-                metric_value=measured.top1,
-            )
-        ]
-    return ModelCardData(
-        library_name="timm",
-        license=row.licence,
-        pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "quadratic-neural-network", "quadnets"],
-        datasets=[measured.dataset.rpartition("/")[2]] if measured else None,
-        model_name=row.name if measured else None,
-        eval_results=results,
-    )
 
 
 def _timm_config(weights: WeightsFolder) -> bytes:
