@@ -3,7 +3,7 @@
     uv run python packages/qcore/benchmarks/speed_gpu.py [--pairs 15] [--batch 512] [--out gpu.json]
 
 A training step of QResNet-20 in float32 (no TF32) and under bf16 autocast, NCHW for the published
-arrangement and channels_last for the others. Ratios as in ``speed.py``, and the peak memory of a
+arrangement and channels_last for the others. Ratios as in ``paired.py``, and the peak memory of a
 step. A target is met when the interval's lower end is below it: 0.5 against published, 1.25 against
 a network of equal multiply-adds.
 """
@@ -16,9 +16,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from networks import channels_last, qresnet20
+from paired import Step, interval, ratios
 from rich.console import Console
 from rich.table import Table
-from speed import Step, channels_last, interval, qresnet20, ratios
 from torch import Tensor, nn
 from torch.nn import functional
 

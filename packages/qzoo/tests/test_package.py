@@ -16,6 +16,11 @@ README = (PACKAGE / "README.md").read_text(encoding="utf-8")
 
 IMPORTS = """
 import timm
+from torch import nn
+made, init = [], nn.Module.__init__
+nn.Module.__init__ = lambda self, *arguments, **options: made.append(self) or init(
+    self, *arguments, **options
+)
 models, modules = set(timm.list_models()), set(timm.models.list_modules())
 
 import qzoo
@@ -24,6 +29,7 @@ import qzoo.models.architectures
 import qzoo.models.cifar_qresnet
 import qzoo
 
+assert not made, made
 new_models = set(timm.list_models()) - models
 new_modules = set(timm.models.list_modules()) - modules
 assert new_models == set(qzoo.models.architectures.ARCHITECTURES), new_models
@@ -35,7 +41,7 @@ assert set(qzoo.models.cifar_qresnet.__all__) >= new_models
 """
 
 
-def test_import_registers_under_new_names_without_a_warning():
+def test_import_registers_under_new_names_and_makes_no_module_and_no_warning():
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", IMPORTS], capture_output=True, text=True, check=False
     )
