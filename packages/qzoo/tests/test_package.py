@@ -62,7 +62,8 @@ def test_public_names():
     assert all(getattr(qzoo, name).__doc__ for name in qzoo.__all__)
 
 
-def test_readme_runs():
+def test_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
     namespace = {}
