@@ -53,9 +53,7 @@ class _Blocked(Function):
         packed, weights = form.packed(triangle), _leaf_weights(x)
         begun = 0
         for block in _blocks(form.size, _LEAF):
-            matrix = packed[block.place]
-            if block.kind != "full":
-                matrix = matrix * _mask(weights, matrix, block.kind)
+            matrix = _matrix(packed, block, weights)
             product = torch.bmm(scaled[..., block.columns], matrix.transpose(1, 2))
             if block.rows.start >= begun:
                 projected[..., block.rows] = product
@@ -81,40 +79,36 @@ class _Blocked(Function):
             return next(found) if needs_x else None, next(found) if needs_triangle else None, None
         grads = grad.t().unsqueeze(-1)  # (out, B, 1)
         weighted = grads * x
-        packed, weights = form.packed(triangle), _leaf_weights(x)
-        blocks = _blocks(form.size, _LEAF)
-        d_triangle = d_x = None
-        if needs_triangle:
-            d_triangle = torch.empty_like(triangle)
-            d_packed = form.packed(d_triangle)
-            scaled = (x * math.sqrt(2.0)).expand(form.out_features, -1, -1)
-            lower = weights.t() > 0
-            # an upper triangle also writes below its diagonal, to what others write after it
-            for kind in ("upper", "lower", "full"):
-                for block in blocks:
-                    if block.kind == kind:
-                        target = d_packed[block.place]
-                        left = weighted[..., block.rows].transpose(1, 2)
-                        right = scaled[..., block.columns]
-                        if kind == "full":
-                            target.copy_(torch.bmm(left, right))
-                            continue
-                        product = torch.bmm(left, right)
-                        product.diagonal(dim1=1, dim2=2).mul_(math.sqrt(0.5))
-                        if kind == "upper":
-                            target.copy_(product)
-                        else:
-                            below = lower[: target.shape[1], : target.shape[1]]
-                            torch.where(below, product, target, out=target)
+        d_triangle = _d_triangle(form, triangle, weighted, x) if needs_triangle else None
+        d_x = None
         if needs_x:
+            packed, weights = form.packed(triangle), _leaf_weights(x)
             d_x = (projected * grads).sum(0)
-            for block in blocks:
-                matrix = packed[block.place]
-                if block.kind != "full":
-                    matrix = matrix * _mask(weights, matrix, block.kind)
-                product = torch.bmm(weighted[..., block.rows], matrix)
+            for block in _blocks(form.size, _LEAF):
+                product = torch.bmm(weighted[..., block.rows], _matrix(packed, block, weights))
                 d_x[:, block.columns].add_(product.sum(0), alpha=math.sqrt(2.0))
         return d_x, d_triangle, None
+
+
+def _d_triangle(form: "QuadraticForm", triangle: Tensor, weighted: Tensor, x: Tensor) -> Tensor:
+    """The gradient of the triangle; ``weighted`` is x times the gradient of each output."""
+    found = torch.empty_like(triangle)
+    packed, lower = form.packed(found), _leaf_weights(x).t() > 0
+    scaled = (x * math.sqrt(2.0)).expand(form.out_features, -1, -1)
+    # an upper triangle also writes below its diagonal, to what others write after it
+    order = ("upper", "lower", "full")
+    for block in sorted(_blocks(form.size, _LEAF), key=lambda block: order.index(block.kind)):
+        target = packed[block.place]
+        left = weighted[..., block.rows].transpose(1, 2)
+        product = torch.bmm(left, scaled[..., block.columns])
+        if block.kind != "full":
+            product.diagonal(dim1=1, dim2=2).mul_(math.sqrt(0.5))
+        if block.kind == "lower":
+            below = lower[: target.shape[1], : target.shape[1]]
+            torch.where(below, product, target, out=target)
+        else:
+            target.copy_(product)
+    return found
 
 
 def _is_batch_of_gradients(grad: Tensor) -> bool:
@@ -162,6 +156,10 @@ def _leaf_weights(x: Tensor) -> Tensor:
     return weights
 
 
-def _mask(weights: Tensor, like: Tensor, kind: str) -> Tensor:
-    mask = weights[: like.shape[1], : like.shape[1]]
-    return mask if kind == "upper" else mask.t()
+def _matrix(packed: Tensor, block: _Block, weights: Tensor) -> Tensor:
+    """M of a block; of a triangle without what lies on its other side."""
+    matrix = packed[block.place]
+    if block.kind == "full":
+        return matrix
+    mask = weights[: matrix.shape[1], : matrix.shape[1]]
+    return matrix * (mask if block.kind == "upper" else mask.t())
