@@ -106,7 +106,8 @@ def lowest(session: nox.Session) -> None:
         pins,
         external=True,
     )
-    session.install("-r", pins, "pytest", "hypothesis")
+    # Triton of that age imports setuptools, and does not say that it needs it
+    session.install("-r", pins, "pytest", "hypothesis", "setuptools")
     session.install("--no-deps", *build_wheels(session, STACK))
     # every example of every docstring, then a table from the command line to its report
     session.run("pytest", "-o", "filterwarnings=default", "--doctest-modules", "--pyargs", *STACK)

@@ -87,7 +87,7 @@ def download(
             library_version=version("quadnets-zoo"),
         )
     except hub_errors.LocalEntryNotFoundError as error:
-        if huggingface_hub.is_offline_mode():
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
             raise WeightsError(
                 f"{what}, and HF_HUB_OFFLINE forbids to download it: unset it, or copy the cache "
                 "of a machine that has it"
