@@ -41,6 +41,7 @@ class LocalHub:
         self.verb = None  # only those requests
         self.cuts = []  # for each GET of a file to come, the bytes after which its line is cut
         self.delay = 0.0  # seconds before each chunk of a file
+        self.garbage = None  # answer every POST with this
         self.served = None  # content that takes the place of every file
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server.daemon_threads = True
@@ -73,7 +74,7 @@ class LocalHub:
                     self.wfile.write(body)
 
             def answer_json(self, content):
-                self.answer(200, json.dumps(content).encode())
+                self.answer(200, hub.garbage or json.dumps(content).encode())
 
             def body(self):
                 return self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 
 import pytest
@@ -79,7 +80,7 @@ def test_other_weights_under_a_name_that_is_taken(weights_folder, into, draw, tm
     new = qzoo.save_weights(model, tmp_path / "new", tag="test", reduced=True)
     assert refused(tmp_path / "new", into=into) == (
         "qresnet20_compact.test is in the index with other weights: choose another tag, for who "
-        "loads them counts on what they are, or replace them on purpose"
+        "loads them counts on what they are, or replace them on purpose, replace=True (--replace)"
     )
     bundle(tmp_path / "new", into=into, replace=True)
     assert read_index(into)["qresnet20_compact.test"] == new
@@ -97,7 +98,7 @@ def test_no_more_than_20_mb_in_all(weights_folder, into):
     (into / "other.safetensors").write_bytes(bytes(18_000_000))
     assert refused(weights_folder, into=into) == (
         "with qresnet20_compact.test the package's weights would have 20.2 MB, and 20 are allowed: "
-        "store them in float16, or leave the file to the Hub"
+        "store them in float16, or leave the file to the Hub, hub_only=True (--hub-only)"
     )
     bundle(weights_folder, into=into, hub_only=True)
 
@@ -128,23 +129,88 @@ def test_not_half_where_the_accuracy_changes(learned, images, into, tmp_path):
     text = refused(tmp_path / "f", into=into, dtype="float16", root=images)
     assert text == (
         f"in float16 qresnet20_compact.half has 10.00 % instead of {evaluation.top1:.2f} %: keep "
-        "float32, or leave the file to the Hub"
+        "float32, or leave the file to the Hub, hub_only=True (--hub-only)"
     )
 
 
 def test_half_without_data_or_accuracy(measured, weights_folder, into, images):
     text = "dtype='float16' is for weights as accurate as before: give "
-    assert refused(measured, into=into, dtype="float16") == text + "root="
+    assert refused(measured, into=into, dtype="float16") == text + "root= (--data)"
     assert refused(weights_folder, into=into, dtype="float16", root=images) == (
         text + "an evaluation in the folder's record"
     )
 
 
-def test_a_package_that_cannot_be_written(weights_folder, into, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("name", ["qresnet20_compact.test.safetensors", "index.json"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_package_that_cannot_be_written(
+    weights_folder, into, draw, tmp_path, monkeypatch, name, there
+):
+    folder = tmp_path / "new"
+    qzoo.save_weights(draw("qresnet20_compact", seed=1), folder, tag="test", reduced=True)
+    if there:
+        bundle(weights_folder, into=into)
+    replace, failed = os.replace, []
+
+    def full(source, target):
+        if os.path.basename(target) == name and not failed:
+            failed.append(target)
+            raise OSError(28, "No space left on device")
+        replace(source, target)
 
     monkeypatch.setattr("os.replace", full)
-    assert (
-        refused(weights_folder, into=into) == f"{into} cannot be written: No space left on device"
+    assert refused(folder, into=into, replace=True) == (
+        f"{into} cannot be written: No space left on device"
+    )
+
+
+def test_again_after_damage(weights_folder, into):
+    row = bundle(weights_folder, into=into)
+    (into / row.filename).write_bytes(b"short")
+    bundle(weights_folder, into=into)
+    row.check(into / row.filename)
+
+
+def test_from_the_package_to_the_hub_and_back(weights_folder, into):
+    row = bundle(weights_folder, into=into)
+    bundle(weights_folder, into=into, hub_only=True)
+    assert listing(into).keys() == {"index.json"}
+    bundle(weights_folder, into=into)
+    row.check(into / row.filename)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "{} has no index.json: give the folder of an index"),
+        ("{broken", "{}/index.json: the file: Invalid JSON: "),
+        ('[{"model": "x"}]', "{}/index.json: 0.tag: Field required"),
+    ],
+)
+def test_no_index_to_add_to(weights_folder, tmp_path, content, text):
+    into = tmp_path / "into"
+    into.mkdir()
+    if content is not None:
+        (into / "index.json").write_text(content)
+    assert refused(weights_folder, into=into).startswith(text.format(into))
+
+
+def test_half_with_other_data(measured, into, images, tmp_path):
+    (tmp_path / "other" / "test").mkdir(parents=True)
+    for label in range(10):
+        source = images / "test" / f"class{label}"
+        shutil.copytree(source, tmp_path / "other" / "test" / f"class{9 - label}")
+    text = refused(measured, into=into, dtype="float16", root=tmp_path / "other")
+    assert text.endswith("by its record: give the data of the record")
+
+
+def test_numbers_too_large_for_half(learned, images, into, tmp_path):
+    model = copy.deepcopy(learned)
+    with torch.no_grad():
+        model.fc.weight.mul_(1e6)
+        model.fc.bias.mul_(1e6)
+    evaluation = qzoo.evaluate(model, "torch/image_folder", root=images)
+    qzoo.save_weights(model, tmp_path / "f", tag="half", reduced=True, evaluation=evaluation)
+    assert refused(tmp_path / "f", into=into, dtype="float16", root=images) == (
+        "float16 cannot hold qresnet20_compact.half: keep float32"
     )

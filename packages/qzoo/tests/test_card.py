@@ -52,7 +52,7 @@ def test_the_card_says_where_the_weights_come_from(full_record):
         "device cpu, cores 2",
         "arXiv:2110.06081",
         full_record.sha256,
-        'timm.create_model("qresnet20.relinear_c10", pretrained=True)',
+        'timm.create_model("hf-hub:quadnets/qresnet20.relinear_c10", pretrained=True)',
     ):
         assert fact in text
     assert "reduced" not in text

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import timm
 from typer.testing import CliRunner
 
 from qzoo.cli import app
@@ -72,7 +71,7 @@ def row(monkeypatch, weights_folder, tmp_path, hub):
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "index.json").write_text(f"[{row.model_dump_json()}]")
     rows = read_index(tmp_path / "package")
-    for module in ("index", "cli", "pretrained"):
+    for module in ("index", "pretrained"):
         monkeypatch.setattr(f"qzoo.{module}.package_index", lambda: rows)
     return row
 
@@ -118,11 +117,18 @@ def test_info_shows_one_model():
 
 def test_info_shows_where_weights_are_from_and_lie(row):
     shown = json.loads(qzoo("info", row.name, "--json"))
-    assert shown["lies"] == "on the Hub, quadnets/qresnet20_compact.test"
+    assert shown["location"] == "on the Hub, quadnets/qresnet20_compact.test"
     assert shown.items() >= row.model_dump(mode="json").items()
     assert row.sha256 in "".join(qzoo("info", row.name).split())
     qzoo("download", row.name)
-    assert json.loads(qzoo("info", row.name, "--json"))["lies"] == "in the cache"
+    assert json.loads(qzoo("info", row.name, "--json"))["location"] == "in the cache"
+
+
+def test_info_takes_data_as_it_is(row, monkeypatch):
+    odd = row.model_copy(update={"recipe": {"path": "[/data]", "milestones": [None]}})
+    monkeypatch.setattr("qzoo.index.package_index", lambda: {odd.name: odd})
+    shown = "".join(qzoo("info", odd.name).split())
+    assert '{"path":"[/data]","milestones":[null]}' in shown
 
 
 def test_download_prints_where_it_lies(row, weights_folder, tmp_path):
@@ -175,6 +181,7 @@ def test_bundle_and_publish(weights_folder, tmp_path, hub, monkeypatch):
         ),
         (["download", "qresnet20.relinear_c11"], "qresnet20.relinear_c11 has no weights: "),
         (["verify", "qresnet1202", "--data", "."], "qresnet1202.relinear_c10 has no weights: "),
+        (["export", "qresnet12", "no/x.onnx", "--untrained"], "path='no/x.onnx' is no place for a"),
         (["export", "qresnet12", "x.onnx"], "qresnet12.relinear_c10 has no weights: "),
         (["export", "qresnet11", "x.onnx", "--untrained"], "no model is named 'qresnet11': near"),
         (["bundle", "nowhere"], "nowhere has no model.safetensors: give a folder with model.saf"),
@@ -195,7 +202,7 @@ def test_a_publish_without_a_token(weights_folder, tmp_path, hub):
     folder = shutil.copytree(weights_folder, tmp_path / "folder")
     assert qzoo("publish", folder, status=2) == (
         "qzoo: pushing to quadnets/qresnet20_compact.test needs a token of the Hub: "
-        "`hf auth login`, or set HF_TOKEN\n"
+        "`hf auth login`, or set HF_TOKEN; the folder is ready for it\n"
     )
     assert hub.requests == []
     assert (folder / "README.md").exists()  # all but the push is done
@@ -221,4 +228,3 @@ def test_all_that_follows_the_script_is_its_own(tmp_path):
 def test_run_ends_as_the_script_ends(tmp_path):
     (tmp_path / "fails.py").write_text("import sys; sys.exit(3)")
     assert in_a_process("run", str(tmp_path / "fails.py")).returncode == 3
-    assert "qresnet20" in timm.list_models()

@@ -1,6 +1,7 @@
 """A folder of weights: written whole, opened only when whole."""
 
 import json
+import os
 import shutil
 
 import pydantic
@@ -76,6 +77,58 @@ def test_a_network_that_is_not_its_name(tmp_path):
     assert not (tmp_path / "f").exists()
 
 
+def test_channels_that_nobody_prepares(tmp_path):
+    model = timm.create_model("qresnet20", in_chans=1)
+    with pytest.raises(qzoo.WeightsError) as caught:
+        qzoo.save_weights(model, tmp_path / "f", tag="test", reduced=True)
+    assert str(caught.value) == (
+        "qresnet20 takes 1 channels, and its pretrained_cfg prepares 3: say by preprocessing= what "
+        "it was trained with"
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [torch.nn.Linear(2, 2), torch.nn.Sequential(timm.create_model("qresnet20"))],
+    ids=["another", "wrapped"],
+)
+def test_other_models(model, tmp_path):
+    with pytest.raises(TypeError, match=rf"^model is a {type(model).__name__}: give a network of"):
+        qzoo.save_weights(model, tmp_path / "f", tag="test", reduced=True)
+
+
+def test_the_dtype_is_that_of_the_weights(tmp_path):
+    model = timm.create_model("qresnet20_compact")
+    saved = qzoo.save_weights(model.bfloat16(), tmp_path / "f", tag="test", reduced=True)
+    assert saved.dtype == "bfloat16"
+    assert read_folder(tmp_path / "f").record == saved
+    with pytest.raises(qzoo.WeightsError, match=r"^the weights are float64: save float32, "):
+        qzoo.save_weights(model.double(), tmp_path / "f", tag="test", reduced=True)
+    assert read_folder(tmp_path / "f").record == saved
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(folder, draw, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    replace = os.replace
+    monkeypatch.setattr("os.replace", fail_for("provenance.json", replace))
+    with pytest.raises(OSError, match="No space left"):
+        qzoo.save_weights(draw("qresnet20_compact", seed=2), folder, tag="test", reduced=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def fail_for(name, replace):
+    """A ``os.replace`` that fails the first time that something becomes a file of that name."""
+    failed = []
+
+    def fails(source, target):
+        if os.path.basename(target) == name and not failed:
+            failed.append(target)
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    return fails
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_none(tmp_path, value):
     model = timm.create_model("qresnet20")
@@ -107,6 +160,11 @@ def test_a_file_is_missing(folder, name):
         ({"model": "qresnet21"}, "{0}: no model is named 'qresnet21': near matches are "),
         ({"model": "qresnet20"}, "the weights lack stages.0.0.conv1.g.bias and 35 more: they are"),
         ({"num_classes": 5}, "the weights have another shape of fc.bias and 1 more: they are not"),
+        ({"dtype": "float16"}, "the weights are float32, and float16 by the record"),
+        (
+            {"label_names": ["cat", "dog"]},
+            "{0}/provenance.json: the file: Value error, label_names has 2 names for 10 classes: ",
+        ),
     ],
 )
 def test_a_record_that_does_not_fit(folder, change, text):

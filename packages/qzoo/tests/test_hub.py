@@ -40,7 +40,7 @@ def filled(hub):
 
 
 def cached_files():
-    """All there is in the cache but empty files, locks and names of revisions."""
+    """All there is in the cache but locks and names of revisions."""
     cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
     return [
         path
@@ -134,7 +134,7 @@ def test_a_server_that_does_not_recover(filled):
     filled.status = 500
     assert refused() == (
         f"quadnets/qresnet20.test is not in the cache, and the Hub at {filled.url} answered 500: "
-        "try again later, or copy the cache of a machine that has it"
+        "try again later"
     )
     assert cached_files() == []
 
@@ -150,8 +150,9 @@ def test_no_network(hub):
 
 def test_no_repository(hub):
     assert refused() == (
-        f"quadnets/qresnet20.test is not in the cache, and the Hub at {hub.url} has no such "
-        "repository: check the name, and where it is private, `hf auth login`"
+        f"quadnets/qresnet20.test is not in the cache, and the Hub at {hub.url} answered 404: it "
+        "has no such repository, or not for everybody; check the name, or log in with `hf auth "
+        "login`"
     )
 
 
@@ -222,7 +223,7 @@ def test_a_read_only_cache_that_lacks_the_file(read_only):
     _, close = read_only
     text = refused(cache_dir=close())
     assert text.startswith("quadnets/qresnet20.test is not in the cache, which cannot be written (")
-    assert text.endswith("): set HF_HOME, or give cache_dir=")
+    assert text.endswith("make room there, or choose another place by HF_HOME or cache_dir=")
 
 
 def test_a_read_only_cache_that_has_a_wrong_file(read_only):
@@ -237,7 +238,49 @@ def test_a_read_only_cache_that_has_a_wrong_file(read_only):
 @pytest.mark.usefixtures("filled")
 def test_a_cache_that_is_a_file(tmp_path):
     (tmp_path / "cache").write_text("in the way")
-    assert "quadnets/qresnet20.test is not in the cache" in refused(cache_dir=tmp_path / "cache")
+    text = refused(cache_dir=tmp_path / "cache")
+    assert text.startswith("quadnets/qresnet20.test is not in the cache, which cannot be written (")
+    assert text.endswith("make room there, or choose another place by HF_HOME or cache_dir=")
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(("number", "name"), [(28, "No space left"), (30, "Read-only file system")])
+def test_a_cache_with_no_room(monkeypatch, number, name):
+    def fails(*_, **__):
+        raise OSError(number, os.strerror(number), "/the/cache")
+
+    monkeypatch.setattr("huggingface_hub.file_download._chmod_and_move", fails)
+    text = refused()
+    assert name in text
+    assert ": /the/cache): make room there, or choose another place by HF_HOME or" in text
+    assert cached_files() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (401, "has no such repository, or not for everybody; check the name, or log in with `hf"),
+        (403, "the token is not one that may; give another by `hf auth login` or HF_TOKEN, or"),
+    ],
+)
+def test_a_token_that_may_not(filled, status, advice):
+    filled.status = status
+    assert advice in refused()
+
+
+def test_a_newer_version_of_the_weights_takes_the_place_of_a_cached_one(filled):
+    weights_file(ROW)
+    filled.add(hub_id(ROW), model_safetensors=ANOTHER)
+    newer = record(ANOTHER)  # as an update of the package brings it
+    assert weights_file(newer).read_bytes() == ANOTHER
+
+
+@pytest.mark.parametrize("name", ["my org", "", "a/b"])
+def test_an_organisation_that_is_none(hub, monkeypatch, name):
+    monkeypatch.setattr("qzoo.hub.ORGANISATION", name)
+    text = refused()
+    assert text.startswith(f"'{name}/qresnet20.test' is no name of a repository on the Hub: give")
+    assert hub.requests == []
 
 
 def test_the_package_comes_first_and_is_checked(filled, monkeypatch, tmp_path):
@@ -333,6 +376,44 @@ def test_what_is_not_opened(repository, tmp_path, overlay, text):
             "qresnet20_compact", pretrained=True, pretrained_cfg_overlay={"source": "", **overlay}
         )
     assert str(caught.value).startswith(text.format(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            {"depths": (5, 5, 5), "num_classes": 4},
+            "the weights lack stages.0.3.bn1.bias and 95 more: they are not those of "
+            "qresnet20_compact with the arguments that were given",
+        ),
+        ({"depths": (5, 5, 5), "features_only": True}, "the weights lack stages.0.3.bn1.bias and"),
+        ({"residual": "rezero"}, "the weights lack stages.0.0.rezero.gate and 8 more: they are"),
+        ({"neuron": "quadratic"}, "the weights lack stages.0.0.conv1.g.bias and 35 more: they a"),
+        ({"widths": (16, 32, 66)}, "the weights have another shape of fc.weight and "),
+        ({"head": "low_rank", "rank": 2}, "the weights have too much fc.bias: they are not th"),
+    ],
+)
+def test_weights_of_another_network_are_not_half_loaded(repository, arguments, text):
+    with pytest.raises(qzoo.WeightsError) as caught:
+        timm.create_model(
+            "qresnet20_compact",
+            pretrained=True,
+            pretrained_cfg_overlay={"file": str(repository / "model.safetensors")},
+            **arguments,
+        )
+    assert str(caught.value).startswith(text)
+
+
+def test_a_state_dict_in_memory(trained, repository, monkeypatch):
+    (repository / "model.safetensors").rename(repository / "away")
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    for name in ("qresnet20_compact", f"local-dir:{repository}"):
+        overlay = {"state_dict": trained.state_dict()}
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+        x = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(model(x), trained(x))
+        assert "state_dict" not in model.pretrained_cfg
+    (repository / "away").rename(repository / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["qresnet32", "cifar_resnet18_rank4"])

@@ -58,6 +58,7 @@ def test_public_names():
         "convert_relinear_state_dict",
         "evaluate",
         "save_weights",
+        "verify",
     ]
     assert all(getattr(qzoo, name).__doc__ for name in qzoo.__all__)
 

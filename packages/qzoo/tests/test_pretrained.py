@@ -10,7 +10,7 @@ import torch
 
 import qzoo
 from qzoo.bundle import bundle
-from qzoo.publish import publish, write_repository
+from qzoo.publish import publish
 
 LOADS = """
 import json, sys
@@ -130,7 +130,6 @@ def test_from_the_wheel(trained, package_copy, images, asked, hub, hub_environme
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client itself
 def test_from_the_hub_then_offline(trained, package_copy, asked, hub, hub_environment, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_token_of_the_local_hub")
-    write_repository(trained)
     publish(trained)
     monkeypatch.delenv("HF_TOKEN")
     bundle(trained, into=package_copy / "qzoo" / "weights", hub_only=True)

@@ -13,7 +13,8 @@ torch.Size([2, 10])
 
 from qzoo.convert import convert_relinear_state_dict as convert_relinear_state_dict
 from qzoo.errors import WeightsError as WeightsError
-from qzoo.evaluate import evaluate as evaluate
+from qzoo.evaluation import evaluate as evaluate
+from qzoo.evaluation import verify as verify
 from qzoo.folder import save_weights as save_weights
 from qzoo.models import CifarQResNet as CifarQResNet
 from qzoo.provenance import Evaluation as Evaluation
@@ -29,4 +30,5 @@ __all__ = [
     "convert_relinear_state_dict",
     "evaluate",
     "save_weights",
+    "verify",
 ]

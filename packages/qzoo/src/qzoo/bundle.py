@@ -2,17 +2,16 @@
 
 import hashlib
 from pathlib import Path
-from typing import Literal
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from qzoo.errors import WeightsError
-from qzoo.evaluate import evaluate
+from qzoo.evaluation import TOLERANCE, evaluate
 from qzoo.folder import WeightsFolder, read_folder
-from qzoo.index import FOLDER, read_index, replace_file, write_index
-from qzoo.provenance import Provenance
+from qzoo.index import FOLDER, index_content, read_index, replace_files
+from qzoo.provenance import Dtype, Provenance
 
 LIMIT = 20_000_000
 """Bytes that all weights in the package may have together."""
@@ -22,7 +21,7 @@ def bundle(
     folder: str | Path,
     *,
     into: str | Path = FOLDER,
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
     root: str | Path | None = None,
     hub_only: bool = False,
     replace: bool = False,
@@ -50,35 +49,43 @@ def bundle(
     if dtype != row.dtype:
         row, content = _halved(weights, dtype, root)
     rows = read_index(into)
-    old = rows.get(row.name)
-    if old == row and (hub_only or (into / row.filename).exists()):
+    old, path = rows.get(row.name), into / row.filename
+    if old == row and hub_only != path.exists() and (hub_only or _is(row, path)):
         return row
     if old is not None and old.sha256 != row.sha256 and not replace:
         raise WeightsError(
             f"{row.name} is in the index with other weights: choose another tag, for who loads "
-            "them counts on what they are, or replace them on purpose"
+            "them counts on what they are, or replace them on purpose, replace=True (--replace)"
         )
-    others = (path for path in into.glob("*.safetensors") if path.name != row.filename)
-    total = len(content) + sum(path.stat().st_size for path in others)
+    others = (other for other in into.glob("*.safetensors") if other != path)
+    total = len(content) + sum(other.stat().st_size for other in others)
     if not hub_only and total > LIMIT:
         raise WeightsError(
             f"with {row.name} the package's weights would have {total / 1e6:.1f} MB, and "
-            f"{LIMIT / 1e6:.0f} are allowed: store them in float16, or leave the file to the Hub"
+            f"{LIMIT / 1e6:.0f} are allowed: store them in float16, or leave the file to the Hub, "
+            "hub_only=True (--hub-only)"
         )
+    index = {into / "index.json": index_content({**rows, row.name: row})}
     try:
+        replace_files(index if hub_only else {path: content, **index})
         if hub_only:
-            (into / row.filename).unlink(missing_ok=True)
-        else:
-            replace_file(into / row.filename, content)
-        write_index({**rows, row.name: row}, into)
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise WeightsError(f"{into} cannot be written: {error.strerror}") from None
     return row
 
 
+def _is(row: Provenance, path: Path) -> bool:
+    try:
+        row.check(path)
+    except WeightsError:
+        return False
+    return True
+
+
 def _halved(
     weights: WeightsFolder,
-    dtype: Literal["float32", "float16", "bfloat16"],
+    dtype: Dtype,
     root: str | Path | None,
 ) -> tuple[Provenance, bytes]:
     """Row and file of the weights in fewer bytes, if they are as accurate."""
@@ -86,7 +93,7 @@ def _halved(
     if dtype == "float32":
         raise WeightsError(f"{weights.file} has {row.dtype}, and no float32 to go back to")
     if root is None or known is None:
-        missing = "root=" if root is None else "an evaluation in the folder's record"
+        missing = "root= (--data)" if root is None else "an evaluation in the folder's record"
         raise WeightsError(f"dtype={dtype!r} is for weights as accurate as before: give {missing}")
 
     def stored(value: Tensor) -> Tensor:
@@ -94,14 +101,21 @@ def _halved(
         return value.to(getattr(torch, dtype)) if halved else value
 
     state = {name: stored(value) for name, value in weights.state.items()}
+    if not all(torch.isfinite(value).all() for value in state.values()):
+        raise WeightsError(f"{dtype} cannot hold {row.name}: keep {row.dtype}")
     model = weights.model()
-    before = evaluate(model, known.dataset, root=root, split=known.split)
+    before = evaluate(model, known.dataset, root=root, split=known.split or "test")
+    if before.images != known.images or abs(before.top1 - known.top1) > TOLERANCE:
+        raise WeightsError(
+            f"{row.name} has {before.top1:.2f} % of {before.images} images under {root}, and "
+            f"{known.top1:.2f} % of {known.images} by its record: give the data of the record"
+        )
     model.load_state_dict(state)
-    after = evaluate(model, known.dataset, root=root, split=known.split)
+    after = evaluate(model, known.dataset, root=root, split=known.split or "test")
     if after.top1 != before.top1:
         raise WeightsError(
             f"in {dtype} {row.name} has {after.top1:.2f} % instead of {before.top1:.2f} %: keep "
-            f"{row.dtype}, or leave the file to the Hub"
+            f"{row.dtype}, or leave the file to the Hub, hub_only=True (--hub-only)"
         )
     content = safetensors.torch.save(state)
     changed = {

@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 import qcore
 from qzoo.cost import cost
+from qzoo.hub import hub_id
 from qzoo.models.architectures import get_architecture
 from qzoo.provenance import Provenance
 
@@ -65,12 +66,12 @@ def model_card(row: Provenance) -> str:
         "```python",
         "import qzoo, timm  # pip install quadnets-zoo",
         "",
-        f'model = timm.create_model("{row.name}", pretrained=True).eval()',
+        f'model = timm.create_model("hf-hub:{hub_id(row)}", pretrained=True).eval()',
         "```",
         "",
         "| | |",
         "|---|---|",
-        *(f"| {key} | {value} |" for key, value in facts(row)),
+        *(f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in facts(row)),
         "",
         "## Citation",
         "",
@@ -98,7 +99,7 @@ def facts(row: Provenance) -> Iterator[tuple[str, str]]:
         yield (
             "top-1 accuracy",
             f"{measured.top1:.2f} % on {measured.images:,} images of {measured.dataset} "
-            f"({measured.split}), measured from this file",
+            f"({measured.split or 'a dataset without a name'}), measured from this file",
         )
     if row.claimed is not None:
         yield "reported by the run", f"{row.claimed:.2f} %"
@@ -129,7 +130,7 @@ def _card_data(row: Provenance) -> ModelCardData:
         results = [
             EvalResult(
                 task_type="image-classification",
-                dataset_type=measured.dataset.rpartition("/")[2],
+                dataset_type=measured.dataset.partition("/")[2],
                 dataset_name=measured.dataset,
                 dataset_split=measured.split,
                 metric_type="accuracy",
@@ -142,7 +143,7 @@ def _card_data(row: Provenance) -> ModelCardData:
         license=row.licence,
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "quadratic-neural-network", "quadnets"],
-        datasets=[measured.dataset.rpartition("/")[2]] if measured else None,
+        datasets=[measured.dataset.partition("/")[2]] if measured else None,
         model_name=row.name if measured else None,
         eval_results=results,
     )

@@ -16,18 +16,19 @@ import timm
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import qcore
 from qzoo.bundle import bundle
 from qzoo.card import facts
 from qzoo.cost import cost
 from qzoo.errors import WeightsError
-from qzoo.evaluate import verify
+from qzoo.evaluation import verify
 from qzoo.export import export
-from qzoo.hub import hub_id, is_at_hand, weights_file
-from qzoo.index import FOLDER, get_provenance, package_index
+from qzoo.hub import location, weights_file
+from qzoo.index import FOLDER, get_provenance, weights_of
 from qzoo.models.architectures import ARCHITECTURES, get_architecture
-from qzoo.publish import changes, publish, write_repository
+from qzoo.publish import publish
 
 app = typer.Typer(
     help="Quadratic networks for timm.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -99,9 +100,8 @@ def info(
     code = "import qzoo, timm; timm.create_model"
     if "." in name:
         row = get_provenance(name)
-        lies = is_at_hand(row) or f"on the Hub, {hub_id(row)}"
-        record = {"name": row.name, "lies": lies, **row.model_dump(mode="json")}
-        shown = {"weights": row.name, **dict(facts(row)), "lies": lies}
+        record = {"name": row.name, "location": location(row), **row.model_dump(mode="json")}
+        shown = {"weights": row.name, **dict(facts(row)), "location": location(row)}
         shown["make it"] = f'{code}("{row.name}", pretrained=True)'
     else:
         record = _described(name)
@@ -119,7 +119,7 @@ def info(
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for key, value in shown.items():
-        grid.add_row(key.replace("_", " "), value)
+        grid.add_row(key.replace("_", " "), Text(value))
     Console().print(grid)
 
 
@@ -142,22 +142,32 @@ def verify_weights(
     name: Weights,
     data: Annotated[Path, typer.Option("--data", help="The folder that holds the datasets.")],
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 256,
+    device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 0,
+    download_data: Annotated[
+        bool, typer.Option("--download", help="Let torchvision download the dataset.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the accuracy of weights; exit with 1 where the index says otherwise by over 0.05."""
-    known, measured = verify(name, data, batch_size=batch_size)
-    difference = measured.top1 - known.top1
-    holds = abs(difference) <= 0.05 and measured.images == known.images
+    found = verify(
+        name, data, batch_size=batch_size, device=device, workers=workers, download=download_data
+    )
+    known, measured = found
     if as_json:
-        record = {"index": known.model_dump(), "measured": measured.model_dump(), "holds": holds}
+        record = {
+            "index": known.model_dump(),
+            "measured": measured.model_dump(),
+            "holds": found.holds,
+        }
         typer.echo(json.dumps(record, indent=1))
     else:
         typer.echo(
             f"{name}: {measured.top1:.2f} % of {measured.images} images of {measured.dataset} "
             f"({measured.split}); the index says {known.top1:.2f} % of {known.images}: "
-            + ("it holds" if holds else f"it does not hold ({difference:+.2f} points)")
+            + ("it holds" if found.holds else f"it does not hold ({found.difference:+.2f} points)")
         )
-    if not holds:
+    if not found.holds:
         raise typer.Exit(1)
 
 
@@ -209,15 +219,14 @@ def publish_weights(
     replace: Replace = False,
 ) -> None:
     """Write config.json and the model card into a folder, and push it to the Hub."""
-    row = write_repository(folder)
-    found = changes(folder) if dry_run else publish(folder, replace=replace)
+    repository, found = publish(folder, dry_run=dry_run, replace=replace)
     for change in found:
         typer.echo(f"{change.kind:>7}  {change.path}")
         if dry_run and change.difference:
             typer.echo(change.difference)
     changed = any(change.kind != "same" for change in found)
     done = "would be pushed to" if dry_run else "pushed to"
-    typer.echo(f"{done} {hub_id(row)}" if changed else f"{hub_id(row)} has it all already")
+    typer.echo(f"{done} {repository}" if changed else f"{repository} has it all already")
 
 
 @app.command(
@@ -257,16 +266,15 @@ def _described(name: str) -> dict[str, Any]:
         "residual": row.get("residual", "plain"),
         "head": f"{head}, rank {row['rank']}" if head == "low_rank" else head,
         **cost(name)._asdict(),
-        "weights": [weights.name for weights in package_index().values() if weights.model == name],
+        "weights": [row.name for row in weights_of(name)],
     }
 
 
 def _weights(model: str) -> list[str]:
     """The tags of a model's weights, and how accurate they are."""
     found = []
-    for row in package_index().values():
-        if row.model == model:
-            known = [f"{row.evaluation.top1:.2f} %"] if row.evaluation else []
-            known += ["reduced run"] * row.reduced
-            found.append(f"{row.tag} ({', '.join(known)})" if known else row.tag)
+    for row in weights_of(model):
+        known = [f"{row.evaluation.top1:.2f} %"] if row.evaluation else []
+        known += ["reduced run"] * row.reduced
+        found.append(f"{row.tag} ({', '.join(known)})" if known else row.tag)
     return found

@@ -6,9 +6,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qzoo.errors import WeightsError
+from qzoo.evaluation import eval_mode
 
 
 def export(model: nn.Module, path: str | Path, *, tolerance: float = 1e-3) -> float:
@@ -22,8 +23,9 @@ def export(model: nn.Module, path: str | Path, *, tolerance: float = 1e-3) -> fl
 
     Returns how far they are.
 
-    Raises ``ModuleNotFoundError`` without the extra ``onnx``, and :class:`qzoo.WeightsError` where
-    the outputs differ; nothing is written then.
+    Raises ``ModuleNotFoundError`` without the extra ``onnx``, ``ValueError`` for another model and
+    for a path where no file can be, and :class:`qzoo.WeightsError` where the outputs differ;
+    nothing is written then.
     """
     missing = [
         name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)
@@ -35,13 +37,22 @@ def export(model: nn.Module, path: str | Path, *, tolerance: float = 1e-3) -> fl
     import onnxruntime
 
     path = Path(path)
-    was_training = model.training
-    model.eval()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"path={str(path)!r} is no place for a file: give one in a folder that is")
+    first = next(model.parameters(), None)
+    size = getattr(model, "pretrained_cfg", {}).get("input_size")
+    if first is None or size is None or (first.device.type, first.dtype) != ("cpu", torch.float32):
+        raise ValueError(
+            "model is to be a classifier of timm's in float32 on the CPU: model.float().cpu()"
+        )
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(3, *model.pretrained_cfg["input_size"], generator=generator)  # type: ignore[index]
-    try:
+    channels = getattr(model, "in_chans", size[0])
+    images = torch.randn(3, channels, *size[1:], generator=generator)
+    with eval_mode(model):
         with torch.inference_mode():
             expected = model(images)
+        if not isinstance(expected, Tensor):
+            raise ValueError("model gives no logits: give a classifier, not features_only")
         with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
             draft = Path(folder) / path.name
             torch.onnx.export(
@@ -64,6 +75,4 @@ def export(model: nn.Module, path: str | Path, *, tolerance: float = 1e-3) -> fl
                     f"than {tolerance:.0e}: nothing was written"
                 )
             os.replace(draft, path)
-    finally:
-        model.train(was_training)
     return float(distance)

@@ -5,23 +5,26 @@ It holds ``model.safetensors`` and ``provenance.json``.
 
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import safetensors.torch
 import timm
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from qzoo.errors import WeightsError
 from qzoo.hub import HUB_FILE
-from qzoo.index import replace_file
+from qzoo.index import read_records, replace_files
+from qzoo.models import CifarQResNet
 from qzoo.models.architectures import get_architecture
-from qzoo.pretrained import pretrained_cfg
-from qzoo.provenance import Preprocessing, Provenance
+from qzoo.pretrained import cfg_of, check_fit
+from qzoo.provenance import Dtype, Preprocessing, Provenance
 
 RECORD = "provenance.json"
+
+_RECORD = TypeAdapter(Provenance)
 
 
 def save_weights(
@@ -44,35 +47,52 @@ def save_weights(
 
     Returns the record, as it is written.
 
-    Raises :class:`qzoo.WeightsError` for weights that do not fit the registered network or are not
-    finite, and ``pydantic.ValidationError`` for other facts; nothing is written then.
+    Raises ``TypeError`` for any other model, :class:`qzoo.WeightsError` for weights that do not fit
+    the registered network or are not finite, and ``pydantic.ValidationError`` for other facts;
+    nothing is written then.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_weights(timm.create_model("qresnet20"), folder, tag="example", reduced=True).name
     'qresnet20.example'
     """
+    if not isinstance(model, CifarQResNet):
+        raise TypeError(
+            f"model is a {type(model).__name__}: give a network of the zoo, out of what wraps it"
+        )
+    name: str = model.pretrained_cfg["architecture"]  # type: ignore[index, assignment]
     if preprocessing is None:
         config = resolve_data_config({}, model=model)
         known = {key: config[key] for key in Preprocessing.model_fields}
         preprocessing = Preprocessing.model_validate(known)
+        if preprocessing.input_size[0] != model.in_chans:
+            raise WeightsError(
+                f"{name} takes {model.in_chans} channels, and its pretrained_cfg prepares "
+                f"{preprocessing.input_size[0]}: say by preprocessing= what it was trained with"
+            )
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    dtype = _dtype(state)
+    if dtype not in get_args(Dtype):
+        raise WeightsError(
+            f"the weights are {dtype}: save {', '.join(get_args(Dtype))}, such as model.float()"
+        )
     content = safetensors.torch.save(state)
     record = Provenance(
-        model=model.pretrained_cfg["architecture"],  # type: ignore[index]
+        model=name,
         tag=tag,
         sha256=hashlib.sha256(content).hexdigest(),
         size=len(content),
+        dtype=dtype,
         num_classes=model.num_classes,
         preprocessing=preprocessing,
         reduced=reduced,
         **facts,
     )
-    check_fit(state, record)
+    _check(state, record)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / HUB_FILE, content)
-    replace_file(folder / RECORD, (record.model_dump_json(indent=1) + "\n").encode())
+    text = record.model_dump_json(indent=1) + "\n"
+    replace_files({folder / HUB_FILE: content, folder / RECORD: text.encode()})
     return record
 
 
@@ -85,7 +105,7 @@ class WeightsFolder(NamedTuple):
 
     def model(self) -> nn.Module:
         """The network with these weights, in eval mode."""
-        overlay = {**pretrained_cfg(self.record), "tag": self.record.tag, "file": str(self.file)}
+        overlay = {**cfg_of(self.record), "tag": self.record.tag, "file": str(self.file)}
         return timm.create_model(
             self.record.model, pretrained=True, pretrained_cfg_overlay=overlay
         ).eval()
@@ -104,47 +124,36 @@ def read_folder(folder: str | Path) -> WeightsFolder:
                 f"{folder} has no {name}: give a folder with {HUB_FILE} and {RECORD}, as "
                 "qzoo.save_weights makes it"
             )
-    try:
-        record = Provenance.model_validate_json((folder / RECORD).read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise WeightsError(f"{folder / RECORD}: {where}: {first['msg']}") from None
+    record = read_records(folder / RECORD, _RECORD)
     record.check(folder / HUB_FILE)
     try:
         get_architecture(record.model)
         state = safetensors.torch.load_file(folder / HUB_FILE)
     except (safetensors.SafetensorError, ValueError) as error:
         raise WeightsError(f"{folder}: {error}") from None
-    check_fit(state, record)
+    _check(state, record)
     return WeightsFolder(folder / HUB_FILE, record, state)
 
 
-def check_fit(state: dict[str, Tensor], record: Provenance) -> None:
-    """Raise :class:`qzoo.WeightsError` where tensors are not those of the network, or not finite.
+def _dtype(state: dict[str, Tensor]) -> str:
+    """The dtype of all tensors with two or more dimensions."""
+    dtypes = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.ndim > 1}
+    return " and ".join(sorted(dtypes))
+
+
+def _check(state: dict[str, Tensor], record: Provenance) -> None:
+    """Raise :class:`qzoo.WeightsError` where tensors are not those of the record, or not finite.
 
     The network is made on the meta device: no memory, no time.
     """
     channels = record.preprocessing.input_size[0]
-    expected = timm.create_model(
+    network = timm.create_model(
         record.model, num_classes=record.num_classes, in_chans=channels, device="meta"
-    ).state_dict()
-    problems = {
-        "lack": sorted(expected.keys() - state.keys()),
-        "have too much": sorted(state.keys() - expected.keys()),
-        "have another shape of": sorted(
-            name
-            for name in expected.keys() & state.keys()
-            if expected[name].shape != state[name].shape
-        ),
-        "are not finite in": sorted(
-            name for name, value in state.items() if not torch.isfinite(value).all()
-        ),
-    }
-    for problem, names in problems.items():
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise WeightsError(
-                f"the weights {problem} {names[0]}{more}: they are not those of "
-                f"{record.model} with {channels} channels and {record.num_classes} classes"
-            )
+    )
+    what = f"{record.model} with {channels} channels and {record.num_classes} classes"
+    check_fit(state, network.state_dict(), what)
+    if _dtype(state) != record.dtype:
+        raise WeightsError(f"the weights are {_dtype(state)}, and {record.dtype} by the record")
+    not_finite = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if not_finite:
+        raise WeightsError(f"the weights are not finite in {min(not_finite)}: training diverged")

@@ -3,12 +3,14 @@
 In this order: inside the package, in the Hugging Face Hub's cache, on the Hub.
 """
 
+import hashlib
 import os
 from importlib.metadata import version
 from pathlib import Path
 
 import huggingface_hub
 import huggingface_hub.errors as hub_errors
+from huggingface_hub.utils._validators import validate_repo_id
 
 from qzoo.errors import WeightsError
 from qzoo.index import FOLDER
@@ -47,25 +49,38 @@ def weights_file(provenance: Provenance, cache_dir: str | Path | None = None) ->
             raise WeightsError(f"{error}: install quadnets-zoo again") from None
         return own
     repository = hub_id(provenance)
+    check_repository(repository)
     cached = huggingface_hub.try_to_load_from_cache(repository, HUB_FILE, cache_dir=cache_dir)
-    path = Path(cached) if isinstance(cached, str) else download(repository, HUB_FILE, cache_dir)
-    try:
-        provenance.check(path)
-    except WeightsError as error:
-        after = (
-            "it was removed; ask again to download it anew, and if that does not help, the Hub has "
-            "other weights than this version of quadnets-zoo knows: update it"
-        )
-        raise WeightsError(f"{error}: {_removed(path) or after}") from None
-    return path
+    if isinstance(cached, str):
+        path = Path(cached)
+        try:
+            provenance.check(path)
+        except WeightsError as error:
+            if not _is_whole(path):
+                raise WeightsError(f"{error}: {_removed(path)}") from None
+            # else it is of another version of these weights, and the Hub may have this one
+        else:
+            return path
+    return _checked(provenance, download(repository, HUB_FILE, cache_dir))
 
 
-def is_at_hand(provenance: Provenance) -> str | None:
-    """``"in the package"`` or ``"in the cache"`` where no download is needed, else None."""
+def location(provenance: Provenance) -> str:
+    """Where :func:`weights_file` would find these weights."""
     if (FOLDER / provenance.filename).exists():
         return "in the package"
     cached = huggingface_hub.try_to_load_from_cache(hub_id(provenance), HUB_FILE)
-    return "in the cache" if isinstance(cached, str) else None
+    return "in the cache" if isinstance(cached, str) else f"on the Hub, {hub_id(provenance)}"
+
+
+def check_repository(repository: str) -> None:
+    """Raise :class:`qzoo.WeightsError` for what cannot be the name of a repository."""
+    try:
+        validate_repo_id(repository)
+    except hub_errors.HFValidationError:
+        raise WeightsError(
+            f"{repository!r} is no name of a repository on the Hub: give organisation/name; ours "
+            "come from QZOO_HUB_ORGANISATION"
+        ) from None
 
 
 def download(
@@ -75,6 +90,7 @@ def download(
 
     Raises :class:`qzoo.WeightsError` where it cannot be had.
     """
+    check_repository(repository)
     endpoint = huggingface_hub.constants.ENDPOINT
     what = f"{repository} is not in the cache"
     try:
@@ -92,33 +108,25 @@ def download(
                 f"{what}, and HF_HUB_OFFLINE forbids to download it: unset it, or copy the cache "
                 "of a machine that has it"
             ) from None
-        problem = "cannot be reached"
         if isinstance(error.__cause__, hub_errors.HfHubHTTPError):
-            problem = f"answered {error.__cause__.response.status_code}"
+            raise WeightsError(f"{what}, and {answered(error.__cause__)}") from None
         raise WeightsError(
-            f"{what}, and the Hub at {endpoint} {problem}: try again later, or copy the cache of a "
-            "machine that has it"
+            f"{what}, and the Hub at {endpoint} cannot be reached: try again later, or copy the "
+            "cache of a machine that has it"
         ) from None
-    except hub_errors.RepositoryNotFoundError:
-        raise WeightsError(
-            f"{what}, and the Hub at {endpoint} has no such repository: check the name, and where "
-            "it is private, `hf auth login`"
-        ) from None
-    except hub_errors.EntryNotFoundError:
+    except hub_errors.RemoteEntryNotFoundError:
         raise WeightsError(
             f"{repository} on the Hub at {endpoint} has no {file}, and nothing else is opened: ask "
             "who published it for that file"
         ) from None
     except hub_errors.HfHubHTTPError as error:
-        raise WeightsError(
-            f"{what}, and the Hub at {endpoint} answered {error.response.status_code}: "
-            "try again later"
-        ) from None
-    except PermissionError as error:
-        raise WeightsError(
-            f"{what}, which cannot be written ({error.filename}): set HF_HOME, or give cache_dir="
-        ) from None
+        raise WeightsError(f"{what}, and {answered(error)}") from None
     except NETWORK_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise WeightsError(
+                f"{what}, which cannot be written ({error.strerror}: {error.filename}): make room "
+                "there, or choose another place by HF_HOME or cache_dir="
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"{what}, and its download from {endpoint} broke off ({reason}): try again"
@@ -126,11 +134,48 @@ def download(
     return Path(path)
 
 
-def _removed(path: Path) -> str | None:
-    """Remove a cached file with what it points to; where that is impossible, say so."""
+def answered(error: hub_errors.HfHubHTTPError) -> str:
+    """What the Hub answered, and the way out."""
+    status = error.response.status_code
+    said = f"the Hub at {huggingface_hub.constants.ENDPOINT} answered {status}"
+    if isinstance(error, hub_errors.GatedRepoError):
+        return f"{said}: accept the repository's terms on its page, and log in with `hf auth login`"
+    if isinstance(error, hub_errors.RepositoryNotFoundError):  # 401, too, where nobody logged in
+        return (
+            f"{said}: it has no such repository, or not for everybody; check the name, or log in "
+            "with `hf auth login`"
+        )
+    if status in (401, 403):
+        return (
+            f"{said}: the token is not one that may; give another by `hf auth login` or HF_TOKEN, "
+            "or another organisation by QZOO_HUB_ORGANISATION"
+        )
+    return f"{said}: try again later"
+
+
+def _checked(provenance: Provenance, path: Path) -> Path:
+    """A downloaded file, if it is these weights."""
+    try:
+        provenance.check(path)
+    except WeightsError as error:
+        raise WeightsError(f"{error}: {_removed(path)}") from None
+    return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of the cache is as it was downloaded: its blob is named by its sha256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == path.resolve().name
+
+
+def _removed(path: Path) -> str:
+    """Remove a cached file with what it points to, and say so; or say what stood in the way."""
     try:
         for part in {path.resolve(), path}:
-            part.unlink()
+            part.unlink(missing_ok=True)
     except OSError as error:
         return f"remove it, which failed here ({error.strerror}), and ask again"
-    return None
+    return (
+        "it was removed; ask again to download it anew, and if that does not help, the Hub has "
+        "other weights than this version of quadnets-zoo knows: update it"
+    )

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from qzoo.errors import WeightsError
 from qzoo.provenance import Provenance
@@ -16,41 +17,85 @@ from qzoo.provenance import Provenance
 FOLDER = Path(__file__).parent / "weights"
 """The weights inside the package, and the index."""
 
+DEFAULT_TAG = "relinear_c10"
+"""The tag of every network's default input and classes: 3×32×32 and 10."""
+
+Records = TypeVar("Records")
+
 _ROWS = TypeAdapter(tuple[Provenance, ...])
 
 
 def read_index(folder: Path = FOLDER) -> dict[str, Provenance]:
     """The rows of a folder's ``index.json`` by name.
 
-    Raises ``pydantic.ValidationError`` for a damaged one.
+    Raises :class:`qzoo.WeightsError` for a missing or damaged one.
     """
-    rows = _ROWS.validate_json((folder / "index.json").read_bytes())
-    return {row.name: row for row in rows}
+    path = folder / "index.json"
+    if not path.is_file():
+        raise WeightsError(f"{folder} has no index.json: give the folder of an index")
+    return {row.name: row for row in read_records(path, _ROWS)}
 
 
-def write_index(rows: Mapping[str, Provenance], folder: Path) -> None:
-    """Write a folder's ``index.json``, sorted by name, all or nothing."""
-    records = [rows[name].model_dump(mode="json") for name in sorted(rows)]
-    replace_file(folder / "index.json", (json.dumps(records, indent=1) + "\n").encode())
+def read_records(path: Path, kind: TypeAdapter[Records]) -> Records:
+    """What a JSON file holds, as records.
 
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file by one rename: whoever reads it sees the old content or the new."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    Raises :class:`qzoo.WeightsError` that names the first thing that is wrong.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        return kind.validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise WeightsError(f"{path}: {where}: {first['msg']}") from None
+
+
+def index_content(rows: Mapping[str, Provenance]) -> bytes:
+    """Rows as ``index.json`` holds them, sorted by name."""
+    records = [rows[name].model_dump(mode="json") for name in sorted(rows)]
+    return (json.dumps(records, indent=1) + "\n").encode()
+
+
+def replace_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files, all of them, or where one fails none: each is put in place by a rename.
+
+    Raises ``OSError`` as writing does; what was there before is there again.
+    """
+    drafts: dict[Path, Path] = {}
+    kept: dict[Path, Path | None] = {}
+    try:
+        for path, content in contents.items():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            drafts[path] = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            drafts[path].chmod(0o644)  # as any file; mkstemp gives 0600
+        for path, draft in drafts.items():
+            old = draft.with_name(f"{draft.name}.old") if path.exists() else None
+            if old:
+                os.replace(path, old)
+            kept[path] = old
+            os.replace(draft, path)
     except BaseException:
-        os.unlink(temporary)
+        for path, old in kept.items():
+            if old:
+                os.replace(old, path)
+            else:
+                path.unlink(missing_ok=True)
         raise
+    finally:
+        for left in (*drafts.values(), *filter(None, kept.values())):
+            left.unlink(missing_ok=True)
 
 
 @cache
 def package_index() -> Mapping[str, Provenance]:
     """The rows of this version of qzoo."""
     return read_index()
+
+
+def weights_of(model: str) -> list[Provenance]:
+    """The rows of a model, whatever their tags."""
+    return [row for row in package_index().values() if row.model == model]
 
 
 def get_provenance(name: str) -> Provenance:
@@ -68,10 +113,9 @@ def get_provenance(name: str) -> Provenance:
     if full in rows:
         return rows[full]
     model = full.split(".")[0]
-    of_model = [row.name for row in rows.values() if row.model == model]
     near = get_close_matches(full, rows, n=3)
-    if of_model:
-        instead = f"{model} has those of {', '.join(of_model)}"
+    if weights_of(model):
+        instead = f"{model} has those of {', '.join(row.name for row in weights_of(model))}"
     elif near:
         instead = f"near matches are {', '.join(near)}"
     elif rows:
@@ -79,7 +123,3 @@ def get_provenance(name: str) -> Provenance:
     else:
         instead = "this version comes with none; pretrained=False gives an untrained network"
     raise WeightsError(f"{full} has no weights: {instead}")
-
-
-DEFAULT_TAG = "relinear_c10"
-"""The tag of every network's default input and classes: 3×32×32 and 10."""

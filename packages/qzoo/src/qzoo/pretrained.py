@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs, resolve_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
 from qzoo.errors import WeightsError
 from qzoo.hub import HUB_FILE, download, hub_id, weights_file
@@ -16,7 +16,7 @@ from qzoo.index import get_provenance, package_index
 from qzoo.provenance import Provenance
 
 
-def pretrained_cfg(row: Provenance) -> dict[str, Any]:
+def cfg_of(row: Provenance) -> dict[str, Any]:
     """What timm needs to know of a row of the index."""
     return {
         **row.preprocessing.model_dump(),
@@ -54,23 +54,68 @@ def build_model(
         _check_tag(name, pretrained_cfg)
     overlay = dict(pretrained_cfg_overlay or {})
     cfg = asdict(resolve_pretrained_cfg(name, pretrained_cfg, overlay))
-    if pretrained and not cfg["state_dict"]:
-        file = str(_checked_file(name, cfg, cache_dir))
-        overlay = {**overlay, "file": file, "source": "", "custom_load": False}
+    if pretrained:
+        # timm asks the source first: with none, it takes the state dict, and then the file
+        overlay = {**overlay, "source": "", "custom_load": False}
+        if not cfg["state_dict"]:
+            overlay["file"] = str(_checked_file(name, cfg, cache_dir))
     model: Any = build_model_with_cfg(
         model_cls,
         name,
         pretrained,
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=_fitting,
         **options,
     )
-    for key in ("file", "source"):  # where it was found is not part of what it is
+    # where weights were found is not part of what they are
+    model.pretrained_cfg.pop("state_dict", None)
+    for key in ("file", "source"):
         if cfg[key] is None:
             model.pretrained_cfg.pop(key, None)
         else:
             model.pretrained_cfg[key] = cfg[key]
     return model
+
+
+def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Compare names and shapes of tensors with those of a network.
+
+    Raises :class:`qzoo.WeightsError` saying that they are not those of ``what``.
+    """
+    shared = expected.keys() & state.keys()
+    problems = {
+        # torch itself starts counters of batch norms at 0 where an old file has none
+        "lack": [name for name in expected.keys() - shared if "num_batches" not in name],
+        "have too much": list(state.keys() - shared),
+        "have another shape of": [n for n in shared if expected[n].shape != state[n].shape],
+    }
+    for problem, names in problems.items():
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise WeightsError(
+                f"the weights {problem} {min(names)}{more}: they are not those of {what}"
+            )
+
+
+def _fitting(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a network takes: its own trunk, and the head of as many classes.
+
+    timm would load what fits, and leave the rest as it was drawn.
+    """
+    cfg: Any = model.pretrained_cfg
+    classifier, first = f"{cfg['classifier']}.", f"{cfg['first_conv']}.weight"
+    expected = model.state_dict()
+    head = {name: value for name, value in state.items() if name.startswith(classifier)}
+    if any(value.ndim == 0 or len(value) != model.num_classes for value in head.values()):
+        state = {name: value for name, value in state.items() if name not in head}
+        expected = {k: v for k, v in expected.items() if not k.startswith(classifier)}
+    of_shape = dict(expected)
+    if first in state and state[first].ndim == of_shape[first].ndim:
+        # timm adapts the channels of images
+        of_shape[first] = of_shape[first][:, :1].expand(-1, state[first].shape[1], -1, -1)
+    check_fit(state, of_shape, f"{cfg['architecture']} with the arguments that were given")
+    return state
 
 
 def _check_tag(name: str, tag: str) -> None:
@@ -89,7 +134,7 @@ def _checked_file(name: str, cfg: Mapping[str, Any], cache_dir: str | Path | Non
     if cfg["hf_hub_id"]:
         repository, _, revision = cfg["hf_hub_id"].partition("@")
         ours = {hub_id(row): row for row in package_index().values()}
-        if repository in ours:
+        if repository in ours and not revision:
             return weights_file(ours[repository], cache_dir)
         file = cfg["hf_hub_filename"] or HUB_FILE
         if not file.endswith(".safetensors"):

@@ -17,6 +17,7 @@ from pydantic import (
 from qzoo.errors import WeightsError
 
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
+Dtype = Literal["float32", "float16", "bfloat16"]
 Channels = Annotated[tuple[float, ...], Field(min_length=1)]
 
 
@@ -37,10 +38,12 @@ class Preprocessing(_Record):
     """Subtracted from each channel, whose values are in [0, 1]."""
     std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     """What each channel is then divided by."""
-    interpolation: str = "bilinear"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = (
+        "bilinear"
+    )
     crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """The share of the resized image's side that the central crop keeps."""
-    crop_mode: str = "center"
+    crop_mode: Literal["center", "squash", "border"] = "center"
 
     @model_validator(mode="after")
     def _one_number_per_channel(self) -> Self:
@@ -58,7 +61,8 @@ class Evaluation(_Record):
 
     dataset: str
     """By its name in timm's dataset factory, e.g. ``torch/cifar10``."""
-    split: str
+    split: str | None
+    """None for a dataset that has no name there."""
     images: PositiveInt
     top1: Percent
     """Share of images whose highest logit is the label's, in percent."""
@@ -88,8 +92,8 @@ class Provenance(_Record):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size: PositiveInt
     """Of the safetensors file, in bytes."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """As stored; a network computes in its own."""
+    dtype: Dtype = "float32"
+    """Of the stored tensors with two or more dimensions; a network computes in its own."""
     num_classes: PositiveInt
     label_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing
@@ -110,6 +114,15 @@ class Provenance(_Record):
     """The accuracy that this very file was measured to have."""
     licence: str = "apache-2.0"
     """SPDX identifier."""
+
+    @model_validator(mode="after")
+    def _one_name_per_class(self) -> Self:
+        if self.label_names is not None and len(self.label_names) != self.num_classes:
+            raise ValueError(
+                f"label_names has {len(self.label_names)} names for {self.num_classes} classes: "
+                "give one each"
+            )
+        return self
 
     @property
     def name(self) -> str:

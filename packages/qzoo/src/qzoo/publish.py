@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,19 +14,20 @@ from huggingface_hub import (
     constants,
     get_token,
 )
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
 from timm.models import save_for_hf
 
 from qzoo.card import model_card
 from qzoo.errors import WeightsError
 from qzoo.folder import RECORD, WeightsFolder, read_folder
-from qzoo.hub import HUB_FILE, NETWORK_ERRORS, hub_id
-from qzoo.index import replace_file
-from qzoo.provenance import Provenance
-
-FILES = (HUB_FILE, RECORD, "config.json", "README.md")
-"""What a repository holds."""
+from qzoo.hub import HUB_FILE, NETWORK_ERRORS, answered, check_repository, hub_id
+from qzoo.index import replace_files
 
 
 class Change(NamedTuple):
@@ -38,70 +39,79 @@ class Change(NamedTuple):
     """As ``diff -u`` shows it, where both are text."""
 
 
-def write_repository(folder: str | Path) -> Provenance:
-    """Write timm's ``config.json`` and the model card, ``README.md``, beside a folder's weights.
+def publish(
+    folder: str | Path, *, dry_run: bool = False, replace: bool = False
+) -> tuple[str, list[Change]]:
+    """Make a folder of weights a repository on the Hub; a second time changes nothing.
 
-    Raises :class:`qzoo.WeightsError` for a folder that is not whole; nothing is written then.
-    """
-    weights = read_folder(folder)
-    config = _timm_config(weights)
-    card = model_card(weights.record)
-    replace_file(Path(folder) / "config.json", config)
-    replace_file(Path(folder) / "README.md", card.encode())
-    return weights.record
-
-
-def changes(folder: str | Path) -> list[Change]:
-    """What :func:`publish` would do, file by file.
-
-    Raises :class:`qzoo.WeightsError` where the Hub cannot be asked.
-    """
-    folder = Path(folder)
-    repository = hub_id(read_folder(folder).record)
-    api = HfApi()
-    with _hub_errors(repository):
-        try:
-            there = {
-                info.path: info.lfs.sha256 if info.lfs else info.blob_id
-                for info in api.get_paths_info(repository, list(FILES))
-                if isinstance(info, RepoFile)
-            }
-        except RepositoryNotFoundError:
-            there = {}
-        return [_change(api, repository, folder / name, there.get(name)) for name in FILES]
-
-
-def publish(folder: str | Path, *, replace: bool = False) -> list[Change]:
-    """Push a folder that :func:`write_repository` has filled; a second time changes nothing.
+    It writes timm's ``config.json`` and the model card, ``README.md``, beside the weights, and
+    pushes what is not there yet.
 
     Args:
-        folder: of weights.
-        replace: whether other weights of that name on the Hub may be replaced.
+        folder: holds ``model.safetensors`` and ``provenance.json``.
+        dry_run: only say what would be done; nothing is written and no token is needed.
+        replace: whether files that are there with another content may be replaced.
 
-    Raises :class:`qzoo.WeightsError` without a token, where the Hub refuses, and for other weights
-    under a name that is taken.
+    Returns the repository's name, and what changes in it.
+
+    Raises :class:`qzoo.WeightsError` for a folder that is not whole, without a token, where the Hub
+    refuses or cannot be reached, and for files that it has with another content.
     """
-    repository = hub_id(read_folder(folder).record)
-    if get_token() is None:
-        raise WeightsError(
-            f"pushing to {repository} needs a token of the Hub: `hf auth login`, or set HF_TOKEN"
-        )
-    found = changes(folder)
-    changed = [change.path for change in found if change.kind != "same"]
-    if not changed:
-        return found
-    taken = any(change.path == HUB_FILE and change.kind == "changed" for change in found)
-    if taken and not replace:
-        raise WeightsError(
-            f"{repository} has other weights: choose another tag, for who loads them counts on "
-            "what they are, or replace them on purpose"
-        )
+    weights = read_folder(folder)
+    repository = hub_id(weights.record)
+    check_repository(repository)
+    contents = {
+        HUB_FILE: weights.file.read_bytes(),
+        RECORD: (Path(folder) / RECORD).read_bytes(),
+        "config.json": _timm_config(weights),
+        "README.md": model_card(weights.record).encode(),
+    }
+    if not dry_run:
+        made = ("config.json", "README.md")
+        replace_files({Path(folder) / name: contents[name] for name in made})
+        if get_token() is None:
+            raise WeightsError(
+                f"pushing to {repository} needs a token of the Hub: `hf auth login`, or set "
+                "HF_TOKEN; the folder is ready for it"
+            )
     api = HfApi()
     with _hub_errors(repository):
+        changes = _changes(api, repository, contents)
+    added = [
+        CommitOperationAdd(change.path, contents[change.path])
+        for change in changes
+        if change.kind != "same"
+    ]
+    if dry_run or not added:
+        return repository, changes
+    taken = [change.path for change in changes if change.kind == "changed"]
+    if taken and not replace:
+        raise WeightsError(
+            f"{repository} has another {', '.join(taken)}: look at the difference, dry_run=True "
+            "(--dry-run), and choose another tag, or replace it on purpose, replace=True "
+            "(--replace)"
+        )
+    with _hub_errors(repository):
         api.create_repo(repository, exist_ok=True)
-        added = [CommitOperationAdd(name, Path(folder) / name) for name in changed]
         api.create_commit(repository, added, commit_message=f"Publish {repository}")
-    return found
+    return repository, changes
+
+
+def _changes(api: HfApi, repository: str, contents: Mapping[str, bytes]) -> list[Change]:
+    try:
+        there = {
+            info.path: info.lfs.sha256 if info.lfs else info.blob_id
+            for info in api.get_paths_info(repository, list(contents))
+            if isinstance(info, RepoFile)
+        }
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        there = {}
+    return [
+        _change(api, repository, path, content, there.get(path))
+        for path, content in contents.items()
+    ]
 
 
 def _timm_config(weights: WeightsFolder) -> bytes:
@@ -111,49 +121,50 @@ def _timm_config(weights: WeightsFolder) -> bytes:
         return (Path(folder) / "config.json").read_bytes()
 
 
-def _change(api: HfApi, repository: str, path: Path, there: str | None) -> Change:
+def _change(api: HfApi, repository: str, path: str, content: bytes, there: str | None) -> Change:
     """A file's change; ``there`` is what the Hub knows it by, a sha256 or git's sha1."""
-    content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     blob = b"blob %d\0" % len(content) + content
     if there in (sha256, hashlib.sha1(blob, usedforsecurity=False).hexdigest()):
-        return Change(path.name, "same", "")
+        return Change(path, "same", "")
     if there is None:
-        return Change(path.name, "new", "")
-    if path.name == HUB_FILE:
-        return Change(path.name, "changed", f"-sha256 {there}\n+sha256 {sha256}\n")
+        return Change(path, "new", "")
+    if path == HUB_FILE:
+        return Change(path, "changed", f"-sha256 {there}\n+sha256 {sha256}\n")
     with tempfile.TemporaryDirectory() as cache:
-        old = Path(api.hf_hub_download(repository, path.name, cache_dir=cache)).read_text("utf-8")
+        file = Path(api.hf_hub_download(repository, path, cache_dir=cache))
+        old = file.read_text("utf-8", errors="replace")
     lines = difflib.unified_diff(
         old.splitlines(keepends=True),
         content.decode().splitlines(keepends=True),
-        f"{repository}/{path.name}",
-        str(path),
+        f"{repository}/{path}",
+        f"folder/{path}",
     )
-    return Change(path.name, "changed", "".join(lines))
+    return Change(path, "changed", "".join(lines))
 
 
 @contextmanager
 def _hub_errors(repository: str) -> Iterator[None]:
     """Say in one sentence what the Hub's client reports."""
+    endpoint = constants.ENDPOINT
     try:
         try:
             yield
         except RuntimeError as error:  # so it reports a failed upload
             raise error.__cause__ or error from None
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        advice = (
-            "the token may not write there: take one that may, or another organisation by "
-            "QZOO_HUB_ORGANISATION"
-            if status in (401, 403)
-            else "nothing was changed; try again later"
-        )
+        raise WeightsError(f"{repository} was not changed, for {answered(error)}") from None
+    except OfflineModeIsEnabled:
         raise WeightsError(
-            f"the Hub at {constants.ENDPOINT} answered {status} for {repository}: {advice}"
+            f"{repository} was not changed, for HF_HUB_OFFLINE forbids it: unset it"
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{repository} was not changed, for what the Hub at {endpoint} answered is not what a "
+            f"Hub answers ({error}): check HF_ENDPOINT, HF_TOKEN and your network"
         ) from None
     except NETWORK_ERRORS as error:
         raise WeightsError(
-            f"the Hub at {constants.ENDPOINT} cannot be reached for {repository} ({error}): try "
-            "again later"
+            f"{repository} was not changed, for the Hub at {endpoint} cannot be reached ({error}): "
+            "try again later"
         ) from None

@@ -26,7 +26,7 @@ from qzoo.index import DEFAULT_TAG, package_index
 from qzoo.models.architectures import ARCHITECTURES
 from qzoo.models.blocks import Residual, ResidualBlock, Shortcut, Stem
 from qzoo.models.heads import DenseHead, LowRankHead
-from qzoo.pretrained import build_model, pretrained_cfg
+from qzoo.pretrained import build_model, cfg_of
 
 __all__ = ["CifarQResNet"]
 
@@ -403,7 +403,7 @@ def _cfg() -> dict[str, Any]:
 def _default_cfgs() -> dict[str, Any]:
     """The default tag of every model, marked as such, and the tags of the index's weights."""
     rows = {row.name: row for row in package_index().values() if row.model in ARCHITECTURES}
-    cfgs = {name: {**_cfg(), **pretrained_cfg(row)} for name, row in rows.items()}
+    cfgs = {name: {**_cfg(), **cfg_of(row)} for name, row in rows.items()}
     # marked by * and last: else timm makes the first tag with weights the default, and with it
     # another input or other classes
     for name in ARCHITECTURES:
@@ -416,15 +416,6 @@ def _default_cfgs() -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(_default_cfgs())
-
-
-def _without_other_classes(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Without the head of another number of classes: timm itself leaves the signs in."""
-    return {
-        key: value
-        for key, value in state.items()
-        if not key.startswith("fc.") or len(value) == model.num_classes
-    }
 
 
 def _entry(name: str) -> Callable[..., CifarQResNet]:
@@ -441,7 +432,6 @@ def _entry(name: str) -> Callable[..., CifarQResNet]:
             name,
             pretrained,
             feature_cfg=features,
-            pretrained_filter_fn=_without_other_classes,
             **arguments,
         )
 
