@@ -43,6 +43,7 @@ class LocalHub:
         self.delay = 0.0  # seconds before each chunk of a file
         self.garbage = None  # answer every POST with this
         self.served = None  # content that takes the place of every file
+        self.served_once = None  # a file's name, and the content that takes its place once
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -104,11 +105,13 @@ class LocalHub:
                 elif name not in files:
                     self.answer(404, X_Error_Code="EntryNotFound")
                 else:
-                    self.file(files[name], f"{hub.commits[repository]:040x}")
+                    self.file(files[name], f"{hub.commits[repository]:040x}", name)
 
-            def file(self, content, commit):
+            def file(self, content, commit, name):
                 etag = hashlib.sha256(content).hexdigest()
                 content = content if hub.served is None else hub.served
+                if self.command == "GET" and hub.served_once and hub.served_once[0] == name:
+                    content, hub.served_once = hub.served_once[1], None
                 start = 0
                 if self.headers.get("Range"):
                     start = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0])

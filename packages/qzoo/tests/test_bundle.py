@@ -183,7 +183,7 @@ def test_from_the_package_to_the_hub_and_back(weights_folder, into):
     ("content", "text"),
     [
         (None, "{} has no index.json: give the folder of an index"),
-        ("{broken", "{}/index.json: the file: Invalid JSON: "),
+        ("{broken", "{}/index.json: all of it: Invalid JSON: "),
         ('[{"model": "x"}]', "{}/index.json: 0.tag: Field required"),
     ],
 )

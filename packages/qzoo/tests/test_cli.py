@@ -1,5 +1,6 @@
 """The command line, as a user calls it."""
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -106,6 +107,10 @@ def test_list_shows_weights():
         "81 M",
         "test (reduced run)",
     ]
+
+
+def test_version():
+    assert qzoo("--version") == f"qzoo {importlib.metadata.version('quadnets-zoo')}\n"
 
 
 def test_info_shows_one_model():

@@ -156,3 +156,20 @@ def test_what_does_not_fit_is_listed(name, change, text):
         convert_relinear_state_dict(change(published("qresnet20").state_dict()), model)
     assert str(error.value).splitlines()[1:] == [text]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "text"),
+    [
+        (
+            "model.pth",
+            TypeError,
+            "state_dict is a str: give what the file holds, as torch.load(pat",
+        ),
+        ({"state_dict": {}}, ValueError, "state_dict holds others: give one of them, state_dict['"),
+    ],
+)
+def test_what_is_no_state_dict(given, kind, text):
+    with pytest.raises(kind) as caught:
+        convert_relinear_state_dict(given, timm.create_model("qresnet20", device="meta"))
+    assert str(caught.value).startswith(text)

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import qzoo
 from qzoo.evaluation import Verification
@@ -111,6 +111,19 @@ def test_real_data(name, channels, count, draw):
             FileNotFoundError,
             "torch/image_folder is not, or not whole, under {}",
         ),
+        (
+            DataLoader(numbered([0])),
+            {},
+            ValueError,
+            "dataset is a DataLoader: give the dataset that",
+        ),
+        (
+            [torch.zeros(1)],
+            {},
+            ValueError,
+            "dataset='list' gives no (image, label) pairs, but Tens",
+        ),
+        ([(Image.new("L", (2, 2)), 0)], {}, ValueError, "dataset='list' gives images as Image: gi"),
         (numbered([]), {}, ValueError, "dataset='TensorDataset' has no images"),
         (numbered([0, 3]), {}, ValueError, "dataset='TensorDataset' has label 3, the model has 3 "),
         (

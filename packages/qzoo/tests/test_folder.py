@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 
-import pydantic
 import pytest
 import safetensors.torch
 import timm
@@ -59,7 +58,7 @@ def test_the_record_is_json_for_anybody(weights_folder):
 
 
 def test_facts_that_no_record_has(tmp_path):
-    with pytest.raises(pydantic.ValidationError, match="colour"):
+    with pytest.raises(qzoo.WeightsError, match=r"^no record of weights has this: colour: Extra"):
         qzoo.save_weights(
             timm.create_model("qresnet20"), tmp_path / "f", tag="test", reduced=True, colour="red"
         )
@@ -163,7 +162,7 @@ def test_a_file_is_missing(folder, name):
         ({"dtype": "float16"}, "the weights are float32, and float16 by the record"),
         (
             {"label_names": ["cat", "dog"]},
-            "{0}/provenance.json: the file: Value error, label_names has 2 names for 10 classes: ",
+            "{0}/provenance.json: all of it: Value error, label_names has 2 names for 10 classes: ",
         ),
     ],
 )
@@ -175,7 +174,7 @@ def test_a_record_that_does_not_fit(folder, change, text):
 
 def test_a_record_that_is_no_json(folder):
     (folder / "provenance.json").write_text("{")
-    assert refused(folder).startswith(f"{folder / 'provenance.json'}: the file: Invalid JSON")
+    assert refused(folder).startswith(f"{folder / 'provenance.json'}: all of it: Invalid JSON")
 
 
 def test_a_channel_without_a_mean(folder):
@@ -183,6 +182,17 @@ def test_a_channel_without_a_mean(folder):
     record["preprocessing"]["mean"] = [0.5]
     (folder / "provenance.json").write_text(json.dumps(record))
     assert "mean has 1 numbers for 3 channels: give one each" in refused(folder)
+
+
+def test_timm_loads_no_folder_that_was_changed(folder):
+    timm.models.save_for_hf(timm.create_model("qresnet20_compact"), folder / "other")
+    (folder / "other" / "config.json").rename(folder / "config.json")
+    timm.create_model(f"local-dir:{folder}", pretrained=True)
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(qzoo.WeightsError, match=r"model\.safetensors has sha256 "):
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
 def test_a_pickle_by_another_name(folder):

@@ -259,7 +259,7 @@ def test_a_cache_with_no_room(monkeypatch, number, name):
 @pytest.mark.parametrize(
     ("status", "advice"),
     [
-        (401, "has no such repository, or not for everybody; check the name, or log in with `hf"),
+        (401, "the token is not one that may; give another by `hf auth login` or HF_TOKEN, or"),
         (403, "the token is not one that may; give another by `hf auth login` or HF_TOKEN, or"),
     ],
 )
@@ -322,6 +322,17 @@ def test_a_repository_of_somebody_else(hub, trained, repository):
     torch.testing.assert_close(model(x), trained(x))
     assert model.pretrained_cfg["hf_hub_id"] == "someone/mine"
     assert "file" not in model.pretrained_cfg
+
+
+def test_a_wrong_download_of_somebody_elses_weights(hub, repository):
+    files = {path.name: path.read_bytes() for path in repository.iterdir()}
+    content = bytearray(files["model.safetensors"])
+    hub.repositories["someone/mine"], hub.commits["someone/mine"] = files, 1
+    content[-1] ^= 1
+    hub.served_once = ("model.safetensors", bytes(content))
+    with pytest.raises(qzoo.WeightsError, match=r"is not what the Hub announced: it was removed"):
+        timm.create_model("hf-hub:someone/mine", pretrained=True)
+    timm.create_model("hf-hub:someone/mine", pretrained=True)
 
 
 def test_no_pickle_of_somebody_else(hub, repository):

@@ -115,7 +115,7 @@ def test_from_the_wheel(trained, package_copy, images, asked, hub, hub_environme
     index.write_text(json.dumps(rows))
     done = run(cli, *arguments, "--json", environment=environment, status=1)
     assert json.loads(done.stdout)["holds"] is False
-    # a user names a model without weights, and gets the way out
+    # a user names a model whose default tag has no weights, and gets the way out
     done = run(
         "import timm, qzoo; timm.create_model('qresnet20_compact', pretrained=True)",
         environment=environment,
@@ -125,6 +125,25 @@ def test_from_the_wheel(trained, package_copy, images, asked, hub, hub_environme
         "qzoo.errors.WeightsError: qresnet20_compact.relinear_c10 has no weights: "
         "qresnet20_compact has those of qresnet20_compact.test"
     )
+
+
+DEFAULT = """
+import sys
+import timm, torch
+import qzoo
+
+model = timm.create_model("qresnet20_compact", pretrained=True).eval()
+cfg = model.pretrained_cfg
+print(model(torch.load(sys.argv[1])).tolist() == eval(sys.argv[2]), cfg["tag"], cfg["license"])
+print(timm.list_pretrained("qresnet20*"), timm.is_model_pretrained("qresnet20_compact"))
+"""
+
+
+def test_the_default_tag(learned, package_copy, asked, tmp_path):
+    qzoo.save_weights(learned, tmp_path / "run", tag="relinear_c10", reduced=True, licence="mit")
+    bundle(tmp_path / "run", into=package_copy / "qzoo" / "weights")
+    done = run(DEFAULT, *asked, environment={"PYTHONPATH": str(package_copy)})
+    assert done.stdout == "True relinear_c10 mit\n['qresnet20_compact.relinear_c10'] True\n"
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client itself

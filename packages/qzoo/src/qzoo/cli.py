@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -59,6 +60,24 @@ def _one_sentence() -> Iterator[None]:
         return
     typer.echo(f"qzoo: {' '.join(message.split())}", err=True)
     raise typer.Exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qzoo {version('quadnets-zoo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and leave.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Quadratic networks for timm."""
 
 
 @app.command("list", epilog='Example: qzoo list "*_rank*"')
@@ -119,7 +138,7 @@ def info(
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for key, value in shown.items():
-        grid.add_row(key.replace("_", " "), Text(value))
+        grid.add_row(key.replace("_", " "), Text(str(value)))
     Console().print(grid)
 
 
@@ -181,7 +200,8 @@ def export_onnx(
     ] = False,
 ) -> None:
     """Write a network as ONNX, and compare its outputs in onnxruntime with torch's."""
-    get_architecture(name.split(".")[0])
+    if ":" not in name:  # hf-hub: and local-dir: are timm's
+        get_architecture(name.split(".")[0])
     distance = export(timm.create_model(name, pretrained=not untrained), path)
     typer.echo(f"{path}: logits as in torch to {distance:.1e} of the largest")
 
@@ -260,8 +280,8 @@ def _described(name: str) -> dict[str, Any]:
     return {
         "model": name,
         "neuron": f"{neuron.name}: {neuron.formula}",
-        "blocks_per_stage": str(list(row["depths"])),
-        "channels": str(list(row["widths"])),
+        "blocks_per_stage": list(row["depths"]),
+        "channels": list(row["widths"]),
         "shortcut": f"option {row['shortcut']}",
         "residual": row.get("residual", "plain"),
         "head": f"{head}, rank {row['rank']}" if head == "low_rank" else head,

@@ -33,8 +33,9 @@ def convert_relinear_state_dict(
     Returns a new dict, complete for ``model.load_state_dict``. Counters of batch norms that an old
     checkpoint lacks are the model's.
 
-    Raises ``ValueError`` that lists names that the code does not have, names that the model needs
-    and the checkpoint lacks, or the other way round, and tensors of another shape.
+    Raises ``TypeError`` for anything but a mapping, and ``ValueError`` for a mapping of mappings; it
+    lists names that the code does not have, names that the model needs and the checkpoint lacks, or
+    the other way round, and tensors of another shape.
 
     >>> import timm, torch
     >>> model = timm.create_model("qresnet20")
@@ -44,6 +45,14 @@ def convert_relinear_state_dict(
     ValueError: state_dict does not fit the model:
       missing: fc.weight, stages.0.0.bn1.bias, stages.0.0.bn1.running_mean, ... (186 in all)
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"state_dict is a {type(state_dict).__name__}: give what the file holds, as "
+            "torch.load(path, weights_only=True) reads it"
+        )
+    nested = [name for name, value in state_dict.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ValueError(f"state_dict holds others: give one of them, state_dict[{nested[0]!r}]")
     expected = model.state_dict()
     converted: dict[str, Tensor] = {}
     unknown = []

@@ -1,7 +1,7 @@
 """Accuracy, measured in one way: a network, a dataset of timm's factory, its own preprocessing."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -63,6 +63,8 @@ def evaluate(
     name = dataset if isinstance(dataset, str) else type(dataset).__name__
     if isinstance(dataset, str):
         dataset = _named(dataset, root, split, model, download)
+    else:
+        _check_pairs(dataset, name)
     images, correct, loss = 0, 0, 0.0
     with eval_mode(model, device) as like, torch.inference_mode():
         for x, labels in DataLoader(dataset, batch_size=batch_size, num_workers=workers):
@@ -191,6 +193,24 @@ def _named(
         raise ValueError(_other_channels(name, bands, config["input_size"][0]))
     dataset.transform = create_transform(**config, is_training=False)
     return cast(Dataset[Any], dataset)
+
+
+def _check_pairs(dataset: Dataset[Any], name: str) -> None:
+    """Look at the first pair of a dataset of somebody's own."""
+    if isinstance(dataset, DataLoader):
+        raise ValueError("dataset is a DataLoader: give the dataset that it loads, its .dataset")
+    if not isinstance(dataset, Sized) or not len(dataset):
+        return
+    pair = dataset[0]
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(
+            f"dataset={name!r} gives no (image, label) pairs, but {type(pair).__name__}"
+        )
+    if not isinstance(pair[0], Tensor):
+        raise ValueError(
+            f"dataset={name!r} gives images as {type(pair[0]).__name__}: give it a transform, such "
+            "as timm.data.create_transform(**timm.data.resolve_data_config(model=model))"
+        )
 
 
 def _other_channels(name: str, given: int, wanted: int) -> str:

@@ -10,21 +10,17 @@ from typing import Any, NamedTuple, get_args
 import safetensors.torch
 import timm
 import torch
-from pydantic import TypeAdapter
+from pydantic import ValidationError
 from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from qzoo.errors import WeightsError
 from qzoo.hub import HUB_FILE
-from qzoo.index import read_records, replace_files
+from qzoo.index import RECORD, RECORD_TYPE, problem, read_records, replace_files
 from qzoo.models import CifarQResNet
 from qzoo.models.architectures import get_architecture
 from qzoo.pretrained import cfg_of, check_fit
 from qzoo.provenance import Dtype, Preprocessing, Provenance
-
-RECORD = "provenance.json"
-
-_RECORD = TypeAdapter(Provenance)
 
 
 def save_weights(
@@ -41,15 +37,17 @@ def save_weights(
     Args:
         model: a network of the zoo with the shape of its registered name.
         folder: is made where there is none.
-        tag, reduced, facts: fields of :class:`qzoo.Provenance`.
+        tag: what tells them from others of that network: small letters, digits and ``_``.
+        reduced: whether the run was shorter than it should be.
+        facts: further fields of :class:`qzoo.Provenance`: table, recipe, seed, commit, versions,
+            hardware, claimed, evaluation, label_names, licence.
         preprocessing: what the network was trained with; by default, what its ``pretrained_cfg``
             says.
 
     Returns the record, as it is written.
 
-    Raises ``TypeError`` for any other model, :class:`qzoo.WeightsError` for weights that do not fit
-    the registered network or are not finite, and ``pydantic.ValidationError`` for other facts;
-    nothing is written then.
+    Raises ``TypeError`` for any other model, and :class:`qzoo.WeightsError` for weights that do not
+    fit the registered network or are not finite, and for other facts; nothing is written then.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -77,17 +75,20 @@ def save_weights(
             f"the weights are {dtype}: save {', '.join(get_args(Dtype))}, such as model.float()"
         )
     content = safetensors.torch.save(state)
-    record = Provenance(
-        model=name,
-        tag=tag,
-        sha256=hashlib.sha256(content).hexdigest(),
-        size=len(content),
-        dtype=dtype,
-        num_classes=model.num_classes,
-        preprocessing=preprocessing,
-        reduced=reduced,
-        **facts,
-    )
+    try:
+        record = Provenance(
+            model=name,
+            tag=tag,
+            sha256=hashlib.sha256(content).hexdigest(),
+            size=len(content),
+            dtype=dtype,
+            num_classes=model.num_classes,
+            preprocessing=preprocessing,
+            reduced=reduced,
+            **facts,
+        )
+    except ValidationError as error:
+        raise WeightsError(f"no record of weights has this: {problem(error)}") from None
     _check(state, record)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ def read_folder(folder: str | Path) -> WeightsFolder:
                 f"{folder} has no {name}: give a folder with {HUB_FILE} and {RECORD}, as "
                 "qzoo.save_weights makes it"
             )
-    record = read_records(folder / RECORD, _RECORD)
+    record = read_records(folder / RECORD, RECORD_TYPE)
     record.check(folder / HUB_FILE)
     try:
         get_architecture(record.model)

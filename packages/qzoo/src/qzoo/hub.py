@@ -5,6 +5,7 @@ In this order: inside the package, in the Hugging Face Hub's cache, on the Hub.
 
 import hashlib
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -151,6 +152,16 @@ def answered(error: hub_errors.HfHubHTTPError) -> str:
             "or another organisation by QZOO_HUB_ORGANISATION"
         )
     return f"{said}: try again later"
+
+
+def check_download(path: Path) -> None:
+    """Compare a file in the cache with the sha256 by which the Hub announced it.
+
+    Raises :class:`qzoo.WeightsError` where they differ; the file does not stay.
+    """
+    announced = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", announced) and not _is_whole(path):
+        raise WeightsError(f"{path} is not what the Hub announced: {_removed(path)}")
 
 
 def _checked(provenance: Provenance, path: Path) -> Path:

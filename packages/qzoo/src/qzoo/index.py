@@ -4,7 +4,6 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +20,11 @@ DEFAULT_TAG = "relinear_c10"
 """The tag of every network's default input and classes: 3×32×32 and 10."""
 
 Records = TypeVar("Records")
+
+RECORD = "provenance.json"
+"""The record of one file of weights, beside it."""
+
+RECORD_TYPE = TypeAdapter(Provenance)
 
 _ROWS = TypeAdapter(tuple[Provenance, ...])
 
@@ -44,9 +48,14 @@ def read_records(path: Path, kind: TypeAdapter[Records]) -> Records:
     try:
         return kind.validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise WeightsError(f"{path}: {where}: {first['msg']}") from None
+        raise WeightsError(f"{path}: {problem(error)}") from None
+
+
+def problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a record, in one line."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "all of it"
+    return f"{where}: {first['msg']}"
 
 
 def index_content(rows: Mapping[str, Provenance]) -> bytes:
@@ -113,11 +122,8 @@ def get_provenance(name: str) -> Provenance:
     if full in rows:
         return rows[full]
     model = full.split(".")[0]
-    near = get_close_matches(full, rows, n=3)
     if weights_of(model):
         instead = f"{model} has those of {', '.join(row.name for row in weights_of(model))}"
-    elif near:
-        instead = f"near matches are {', '.join(near)}"
     elif rows:
         instead = f"there are those of {', '.join(rows)}"
     else:

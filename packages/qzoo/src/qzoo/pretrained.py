@@ -11,8 +11,8 @@ from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs, resolve_
 from torch import Tensor, nn
 
 from qzoo.errors import WeightsError
-from qzoo.hub import HUB_FILE, download, hub_id, weights_file
-from qzoo.index import get_provenance, package_index
+from qzoo.hub import HUB_FILE, check_download, download, hub_id, weights_file
+from qzoo.index import RECORD, RECORD_TYPE, get_provenance, package_index, read_records
 from qzoo.provenance import Provenance
 
 
@@ -128,7 +128,10 @@ def _check_tag(name: str, tag: str) -> None:
 def _checked_file(name: str, cfg: Mapping[str, Any], cache_dir: str | Path | None) -> Path:
     """The safetensors file that a pretrained cfg stands for."""
     if cfg["source"] == "local-dir":
-        return _checked_form(Path(cfg["file"]) / HUB_FILE)
+        path = _checked_form(Path(cfg["file"]) / HUB_FILE)
+        if (path.parent / RECORD).is_file():
+            read_records(path.parent / RECORD, RECORD_TYPE).check(path)
+        return path
     if cfg["file"]:
         return _checked_form(Path(cfg["file"]))
     if cfg["hf_hub_id"]:
@@ -139,7 +142,9 @@ def _checked_file(name: str, cfg: Mapping[str, Any], cache_dir: str | Path | Non
         file = cfg["hf_hub_filename"] or HUB_FILE
         if not file.endswith(".safetensors"):
             raise WeightsError(f"{file} of {repository} is not opened: {_NO_PICKLE}")
-        return _checked_form(download(repository, file, cache_dir, revision or None))
+        path = download(repository, file, cache_dir, revision or None)
+        check_download(path)
+        return _checked_form(path)
     if cfg["url"]:
         raise WeightsError(f"url={cfg['url']!r} is not loaded: download it, and give file=")
     return weights_file(get_provenance(f"{name}.{cfg['tag']}" if cfg["tag"] else name), cache_dir)

@@ -25,9 +25,9 @@ from timm.models import save_for_hf
 
 from qzoo.card import model_card
 from qzoo.errors import WeightsError
-from qzoo.folder import RECORD, WeightsFolder, read_folder
+from qzoo.folder import WeightsFolder, read_folder
 from qzoo.hub import HUB_FILE, NETWORK_ERRORS, answered, check_repository, hub_id
-from qzoo.index import replace_files
+from qzoo.index import RECORD, replace_files
 
 
 class Change(NamedTuple):
