@@ -33,9 +33,9 @@ def convert_relinear_state_dict(
     Returns a new dict, complete for ``model.load_state_dict``. Counters of batch norms that an old
     checkpoint lacks are the model's.
 
-    Raises ``TypeError`` for anything but a mapping, and ``ValueError`` for a mapping of mappings; it
-    lists names that the code does not have, names that the model needs and the checkpoint lacks, or
-    the other way round, and tensors of another shape.
+    Raises ``TypeError`` for anything but a mapping, ``ValueError`` for a mapping of mappings, or
+    one that does not fit; it lists names that the code does not have, names that the model needs
+    and the checkpoint lacks, or the other way round, and tensors of another shape.
 
     >>> import timm, torch
     >>> model = timm.create_model("qresnet20")
