@@ -119,6 +119,12 @@ def test_half_the_bytes_where_the_accuracy_stays(measured, into, images, dtype):
     assert bundle(measured, into=into, dtype=dtype, root=images) == row
 
 
+def test_a_folder_in_half_is_bundled_as_it_is(draw, into, tmp_path):
+    row = qzoo.save_weights(draw("qresnet20_compact").half(), tmp_path, tag="half", reduced=True)
+    assert bundle(tmp_path, into=into) == row
+    assert row.dtype == "float16"
+
+
 def test_not_half_where_the_accuracy_changes(learned, images, into, tmp_path):
     model = copy.deepcopy(learned)
     with torch.no_grad():  # float16 has no number below 6e-8: the classifier becomes 0

@@ -21,7 +21,7 @@ def bundle(
     folder: str | Path,
     *,
     into: str | Path = FOLDER,
-    dtype: Dtype = "float32",
+    dtype: Dtype | None = None,
     root: str | Path | None = None,
     hub_only: bool = False,
     replace: bool = False,
@@ -31,8 +31,8 @@ def bundle(
     Args:
         folder: holds ``model.safetensors`` and ``provenance.json``.
         into: the folder with ``index.json``: by default the package's own.
-        dtype: stores tensors of two or more dimensions in half the bytes, if the accuracy stays
-            exactly the same; needs ``root``.
+        dtype: None stores what the folder holds; float16 and bfloat16 store tensors of two or more
+            dimensions in half the bytes, if the accuracy stays exactly the same, and need ``root``.
         root: the folder that holds the dataset.
         hub_only: add the row alone; the file is on the Hub.
         replace: whether weights of that name may be replaced by others.
@@ -46,7 +46,7 @@ def bundle(
     into = Path(into)
     weights = read_folder(folder)
     row, content = weights.record, weights.file.read_bytes()
-    if dtype != row.dtype:
+    if dtype not in (None, row.dtype):
         row, content = _halved(weights, dtype, root)
     rows = read_index(into)
     old, path = rows.get(row.name), into / row.filename
@@ -84,9 +84,7 @@ def _is(row: Provenance, path: Path) -> bool:
 
 
 def _halved(
-    weights: WeightsFolder,
-    dtype: Dtype,
-    root: str | Path | None,
+    weights: WeightsFolder, dtype: Dtype, root: str | Path | None
 ) -> tuple[Provenance, bytes]:
     """Row and file of the weights in fewer bytes, if they are as accurate."""
     row, known = weights.record, weights.record.evaluation

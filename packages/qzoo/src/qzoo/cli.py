@@ -214,9 +214,9 @@ def bundle_weights(
         Path, typer.Option(help="The folder with index.json.", show_default="the package's own")
     ] = FOLDER,
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"],
+        Literal["float16", "bfloat16"] | None,
         typer.Option(help="Store in half the bytes, if as accurate; needs --data."),
-    ] = "float32",
+    ] = None,
     data: Data = None,
     hub_only: Annotated[
         bool, typer.Option("--hub-only", help="Only the index; the file is on the Hub.")
@@ -239,14 +239,22 @@ def publish_weights(
     replace: Replace = False,
 ) -> None:
     """Write config.json and the model card into a folder, and push it to the Hub."""
-    repository, found = publish(folder, dry_run=dry_run, replace=replace)
-    for change in found:
+    found = publish(folder, dry_run=dry_run, replace=replace)
+    if found.changes is None:
+        typer.echo(
+            f"{folder} is ready for {found.repository}, and nothing was pushed, for there is no "
+            "token: `hf auth login`, or set HF_TOKEN, and publish it again"
+        )
+        return
+    for change in found.changes:
         typer.echo(f"{change.kind:>7}  {change.path}")
         if dry_run and change.difference:
             typer.echo(change.difference)
-    changed = any(change.kind != "same" for change in found)
+    changed = any(change.kind != "same" for change in found.changes)
     done = "would be pushed to" if dry_run else "pushed to"
-    typer.echo(f"{done} {repository}" if changed else f"{repository} has it all already")
+    typer.echo(
+        f"{done} {found.repository}" if changed else f"{found.repository} has it all already"
+    )
 
 
 @app.command(

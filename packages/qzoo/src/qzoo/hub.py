@@ -11,7 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 import huggingface_hub.errors as hub_errors
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from qzoo.errors import WeightsError
 from qzoo.index import FOLDER

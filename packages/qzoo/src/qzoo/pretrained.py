@@ -15,6 +15,8 @@ from qzoo.hub import HUB_FILE, check_download, download, hub_id, weights_file
 from qzoo.index import RECORD, RECORD_TYPE, get_provenance, package_index, read_records
 from qzoo.provenance import Provenance
 
+_NO_PICKLE = "only safetensors are, for a pickle can run anything; convert it first"
+
 
 def cfg_of(row: Provenance) -> dict[str, Any]:
     """What timm needs to know of a row of the index."""
@@ -148,9 +150,6 @@ def _checked_file(name: str, cfg: Mapping[str, Any], cache_dir: str | Path | Non
     if cfg["url"]:
         raise WeightsError(f"url={cfg['url']!r} is not loaded: download it, and give file=")
     return weights_file(get_provenance(f"{name}.{cfg['tag']}" if cfg["tag"] else name), cache_dir)
-
-
-_NO_PICKLE = "only safetensors are, for a pickle can run anything; convert it first"
 
 
 def _checked_form(path: Path) -> Path:

@@ -39,23 +39,26 @@ class Change(NamedTuple):
     """As ``diff -u`` shows it, where both are text."""
 
 
-def publish(
-    folder: str | Path, *, dry_run: bool = False, replace: bool = False
-) -> tuple[str, list[Change]]:
+class Publication(NamedTuple):
+    """A repository, and what publishing does to its files; None where there was no token."""
+
+    repository: str
+    changes: list[Change] | None
+
+
+def publish(folder: str | Path, *, dry_run: bool = False, replace: bool = False) -> Publication:
     """Make a folder of weights a repository on the Hub; a second time changes nothing.
 
-    It writes timm's ``config.json`` and the model card, ``README.md``, beside the weights, and
-    pushes what is not there yet.
+    It writes timm's ``config.json`` and the model card, ``README.md``, beside the weights, and with
+    a token of the Hub pushes what is not there yet.
 
     Args:
         folder: holds ``model.safetensors`` and ``provenance.json``.
         dry_run: only say what would be done; nothing is written and no token is needed.
         replace: whether files that are there with another content may be replaced.
 
-    Returns the repository's name, and what changes in it.
-
-    Raises :class:`qzoo.WeightsError` for a folder that is not whole, without a token, where the Hub
-    refuses or cannot be reached, and for files that it has with another content.
+    Raises :class:`qzoo.WeightsError` for a folder that is not whole, where the Hub refuses or
+    cannot be reached, and for files that it has with another content.
     """
     weights = read_folder(folder)
     repository = hub_id(weights.record)
@@ -70,10 +73,7 @@ def publish(
         made = ("config.json", "README.md")
         replace_files({Path(folder) / name: contents[name] for name in made})
         if get_token() is None:
-            raise WeightsError(
-                f"pushing to {repository} needs a token of the Hub: `hf auth login`, or set "
-                "HF_TOKEN; the folder is ready for it"
-            )
+            return Publication(repository, None)
     api = HfApi()
     with _hub_errors(repository):
         changes = _changes(api, repository, contents)
@@ -83,7 +83,7 @@ def publish(
         if change.kind != "same"
     ]
     if dry_run or not added:
-        return repository, changes
+        return Publication(repository, changes)
     taken = [change.path for change in changes if change.kind == "changed"]
     if taken and not replace:
         raise WeightsError(
@@ -94,7 +94,7 @@ def publish(
     with _hub_errors(repository):
         api.create_repo(repository, exist_ok=True)
         api.create_commit(repository, added, commit_message=f"Publish {repository}")
-    return repository, changes
+    return Publication(repository, changes)
 
 
 def _changes(api: HfApi, repository: str, contents: Mapping[str, bytes]) -> list[Change]:
