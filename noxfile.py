@@ -51,8 +51,9 @@ def qcore(session: nox.Session) -> None:
 
 @nox.session
 def qzoo(session: nox.Session) -> None:
-    """quadnets-zoo on quadnets-core, and no mlflow."""
-    check_package(session, "qzoo", absent=("mlflow", "qbench"))
+    """quadnets-zoo on quadnets-core with the extra for ONNX, and no mlflow."""
+    onnx = ("onnx", "onnxruntime", "onnxscript")
+    check_package(session, "qzoo", *onnx, absent=("mlflow", "qbench"))
 
 
 @nox.session
