@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import shutil
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -310,6 +311,24 @@ def images(tmp_path_factory):
             pixels = noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / "test" / f"class{label}" / f"{i}.png")
     return root
+
+
+@pytest.fixture
+def no_room_for(monkeypatch):
+    """A function after which the next rename to a file of that name fails, and those after not."""
+
+    def fails_once(name):
+        rename, failed = os.replace, []
+
+        def replace(source, target):
+            if os.path.basename(target) == name and not failed:
+                failed.append(target)
+                raise OSError(28, "No space left on device")
+            rename(source, target)
+
+        monkeypatch.setattr("os.replace", replace)
+
+    return fails_once
 
 
 @pytest.fixture

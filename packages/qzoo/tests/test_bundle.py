@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 
 import pytest
@@ -150,21 +149,13 @@ def test_half_without_data_or_accuracy(measured, weights_folder, into, images):
 @pytest.mark.parametrize("name", ["qresnet20_compact.test.safetensors", "index.json"])
 @pytest.mark.parametrize("there", [False, True])
 def test_a_package_that_cannot_be_written(
-    weights_folder, into, draw, tmp_path, monkeypatch, name, there
+    weights_folder, into, draw, tmp_path, no_room_for, name, there
 ):
     folder = tmp_path / "new"
     qzoo.save_weights(draw("qresnet20_compact", seed=1), folder, tag="test", reduced=True)
     if there:
         bundle(weights_folder, into=into)
-    replace, failed = os.replace, []
-
-    def full(source, target):
-        if os.path.basename(target) == name and not failed:
-            failed.append(target)
-            raise OSError(28, "No space left on device")
-        replace(source, target)
-
-    monkeypatch.setattr("os.replace", full)
+    no_room_for(name)
     assert refused(folder, into=into, replace=True) == (
         f"{into} cannot be written: No space left on device"
     )

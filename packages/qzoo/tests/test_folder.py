@@ -1,7 +1,6 @@
 """A folder of weights: written whole, opened only when whole."""
 
 import json
-import os
 import shutil
 
 import pytest
@@ -106,26 +105,12 @@ def test_the_dtype_is_that_of_the_weights(tmp_path):
     assert read_folder(tmp_path / "f").record == saved
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(folder, draw, monkeypatch):
+def test_a_folder_is_replaced_whole_or_not_at_all(folder, draw, no_room_for):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    replace = os.replace
-    monkeypatch.setattr("os.replace", fail_for("provenance.json", replace))
+    no_room_for("provenance.json")
     with pytest.raises(OSError, match="No space left"):
         qzoo.save_weights(draw("qresnet20_compact", seed=2), folder, tag="test", reduced=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def fail_for(name, replace):
-    """A ``os.replace`` that fails the first time that something becomes a file of that name."""
-    failed = []
-
-    def fails(source, target):
-        if os.path.basename(target) == name and not failed:
-            failed.append(target)
-            raise OSError(28, "No space left on device")
-        replace(source, target)
-
-    return fails
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
