@@ -12,7 +12,7 @@ from timm.data.config import resolve_data_config
 from timm.data.dataset_factory import create_dataset
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from qzoo.errors import WeightsError
 from qzoo.index import get_provenance
@@ -188,9 +188,11 @@ def _named(
             "give the folder that holds it, or download=True (--download)"
         ) from None
     config = resolve_data_config({}, model=model)
-    bands = len(dataset[0][0].getbands()) if len(dataset) else config["input_size"][0]
-    if bands != config["input_size"][0] or len(config["mean"]) not in (1, bands):
-        raise ValueError(_other_channels(name, bands, config["input_size"][0]))
+    wanted = config["input_size"][0]
+    if not isinstance(dataset, IterableDataset) and len(dataset):
+        bands = len(dataset[0][0].getbands())
+        if bands != wanted or len(config["mean"]) not in (1, bands):
+            raise ValueError(_other_channels(name, bands, wanted))
     dataset.transform = create_transform(**config, is_training=False)
     return cast(Dataset[Any], dataset)
 
