@@ -159,6 +159,17 @@ def test_everything_is_afterwards_as_it_was(draw):
     assert [part.training for part in model.modules()] == modes
 
 
+def test_a_bar_on_standard_error(capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich then draws into a file
+    logits = torch.zeros(4, 2)
+    qzoo.evaluate(Fixed(logits), numbered([0, 1, 1, 0]), batch_size=1)
+    assert capsys.readouterr() == ("", "")
+    qzoo.evaluate(Fixed(logits), numbered([0, 1, 1, 0]), batch_size=1, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "TensorDataset" in err
+
+
 def test_a_move_leaves_what_can_be_trained(draw):
     class Moved(type(draw("qresnet20_compact"))):
         def to(self, *_):  # as a move to another device: new tensors

@@ -170,7 +170,13 @@ def verify_weights(
 ) -> None:
     """Measure the accuracy of weights; exit with 1 where the index says otherwise by over 0.05."""
     found = verify(
-        name, data, batch_size=batch_size, device=device, workers=workers, download=download_data
+        name,
+        data,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        download=download_data,
+        progress=sys.stderr.isatty(),
     )
     known, measured = found
     if as_json:

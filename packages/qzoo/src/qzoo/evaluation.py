@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, cast
 
 import timm
 import torch
+from rich.console import Console
+from rich.progress import track
 from timm.data.config import resolve_data_config
 from timm.data.dataset_factory import create_dataset
 from timm.data.transforms_factory import create_transform
@@ -34,6 +36,7 @@ def evaluate(
     device: torch.device | str | None = None,
     workers: int = 0,
     download: bool = False,
+    progress: bool = False,
 ) -> Evaluation:
     """Top-1 accuracy, and mean cross entropy, over all images of a dataset.
 
@@ -48,6 +51,7 @@ def evaluate(
         device: where to compute; by default where the model is.
         workers: processes that load images.
         download: whether torchvision may download a dataset given by name.
+        progress: whether to show a bar on standard error.
 
     Raises ``FileNotFoundError`` where the dataset is not, or not whole, under ``root``, and
     ``ValueError`` for an unknown name or split, an empty dataset, a device that is not there, for
@@ -67,7 +71,10 @@ def evaluate(
         _check_pairs(dataset, name)
     images, correct, loss = 0, 0, 0.0
     with eval_mode(model, device) as like, torch.inference_mode():
-        for x, labels in DataLoader(dataset, batch_size=batch_size, num_workers=workers):
+        loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+        for x, labels in track(
+            loader, name, console=Console(stderr=True), transient=True, disable=not progress
+        ):
             x, labels = x.to(like.device, like.dtype), labels.to(like.device)
             channels = getattr(model, "in_chans", x.shape[1])
             if x.shape[1] != channels:
