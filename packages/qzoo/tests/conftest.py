@@ -23,7 +23,6 @@ from torchvision.datasets import ImageFolder
 import qzoo
 
 SLEEP = time.sleep  # the client's waits are taken away, the server's are not
-TOKEN = "hf_token_of_the_local_hub"  # noqa: S105 - of no other
 
 
 def git_sha1(content):
@@ -32,6 +31,8 @@ def git_sha1(content):
 
 class LocalHub:
     """What lies on the Hub, what was asked of it, and how badly it answers."""
+
+    token = "hf_token_of_the_local_hub"  # noqa: S105 - of no other
 
     def __init__(self):
         self.repositories = {}  # full id: {path: content}
@@ -149,7 +150,7 @@ class LocalHub:
                 body = self.body()
                 path = self.path.partition("?")[0]
                 reads = "/paths-info/" in path or path == "/api/validate-yaml"
-                if not reads and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                if not reads and self.headers.get("Authorization") != f"Bearer {hub.token}":
                     self.answer(401)
                 elif path == "/api/validate-yaml":
                     self.answer_json({})

@@ -162,7 +162,7 @@ def test_bundle_and_publish(weights_folder, tmp_path, hub, monkeypatch):
     assert lines[0].split() == ["new", "model.safetensors"]
     assert lines[-1] == f"would be pushed to {repository}"
     assert hub.repositories == {}
-    monkeypatch.setenv("HF_TOKEN", "hf_token_of_the_local_hub")
+    monkeypatch.setenv("HF_TOKEN", hub.token)
     assert qzoo("publish", folder).splitlines()[-1] == f"pushed to {repository}"
     assert qzoo("publish", folder).splitlines()[-1] == f"{repository} has it all already"
     (folder / "README.md").unlink()

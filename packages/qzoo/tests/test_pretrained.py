@@ -148,7 +148,7 @@ def test_the_default_tag(learned, package_copy, asked, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client itself
 def test_from_the_hub_then_offline(trained, package_copy, asked, hub, hub_environment, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_token_of_the_local_hub")
+    monkeypatch.setenv("HF_TOKEN", hub.token)
     publish(trained)
     monkeypatch.delenv("HF_TOKEN")
     bundle(trained, into=package_copy / "qzoo" / "weights", hub_only=True)

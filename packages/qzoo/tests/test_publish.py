@@ -13,7 +13,6 @@ from qzoo.publish import publish
 
 FILES = {"model.safetensors", "provenance.json", "config.json", "README.md"}
 REPOSITORY = "quadnets/qresnet20_compact.test"
-TOKEN = "hf_token_of_the_local_hub"  # noqa: S105 - see conftest.py
 
 
 @pytest.fixture
@@ -29,8 +28,8 @@ def card(folder, hub):  # noqa: ARG001 - whose client has no token
 
 
 @pytest.fixture
-def with_token(hub, monkeypatch):  # noqa: ARG001 - which takes tokens away
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+def with_token(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
 
 
 # the Hub's client itself calls its HTTP library so

@@ -1,6 +1,5 @@
 """Take a folder's weights into the package and its index."""
 
-import hashlib
 from pathlib import Path
 
 import safetensors.torch
@@ -11,7 +10,7 @@ from qzoo.errors import WeightsError
 from qzoo.evaluation import TOLERANCE, evaluate
 from qzoo.folder import WeightsFolder, read_folder
 from qzoo.index import FOLDER, index_content, read_index, replace_files
-from qzoo.provenance import Dtype, Provenance
+from qzoo.provenance import Dtype, Provenance, fingerprint
 
 LIMIT = 20_000_000
 """Bytes that all weights in the package may have together."""
@@ -50,7 +49,7 @@ def bundle(
         row, content = _halved(weights, dtype, root)
     rows = read_index(into)
     old, path = rows.get(row.name), into / row.filename
-    if old == row and hub_only != path.exists() and (hub_only or _is(row, path)):
+    if old == row and hub_only != path.exists() and (hub_only or row.describes(path)):
         return row
     if old is not None and old.sha256 != row.sha256 and not replace:
         raise WeightsError(
@@ -73,14 +72,6 @@ def bundle(
     except OSError as error:
         raise WeightsError(f"{into} cannot be written: {error.strerror}") from None
     return row
-
-
-def _is(row: Provenance, path: Path) -> bool:
-    try:
-        row.check(path)
-    except WeightsError:
-        return False
-    return True
 
 
 def _halved(
@@ -116,10 +107,5 @@ def _halved(
             f"{row.dtype}, or leave the file to the Hub, hub_only=True (--hub-only)"
         )
     content = safetensors.torch.save(state)
-    changed = {
-        "dtype": dtype,
-        "evaluation": after,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "size": len(content),
-    }
+    changed = {"dtype": dtype, "evaluation": after, **fingerprint(content)}
     return row.model_copy(update=changed), content

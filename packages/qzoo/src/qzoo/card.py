@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -124,26 +125,23 @@ def facts(row: Provenance) -> Iterator[tuple[str, str]]:
 
 
 def _card_data(row: Provenance) -> ModelCardData:
-    measured = row.evaluation
-    results = None
-    if measured:
-        results = [
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=measured.dataset.partition("/")[2],
-                dataset_name=measured.dataset,
-                dataset_split=measured.split,
-                metric_type="accuracy",
-                metric_name="top-1 accuracy, in percent",
-                metric_value=measured.top1,
-            )
-        ]
+    known: dict[str, Any] = {}
+    if row.evaluation:
+        dataset = row.evaluation.dataset.partition("/")[2]
+        accuracy = EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset,
+            dataset_name=row.evaluation.dataset,
+            dataset_split=row.evaluation.split,
+            metric_type="accuracy",
+            metric_name="top-1 accuracy, in percent",
+            metric_value=row.evaluation.top1,
+        )
+        known = {"datasets": [dataset], "model_name": row.name, "eval_results": [accuracy]}
     return ModelCardData(
         library_name="timm",
         license=row.licence,
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "quadratic-neural-network", "quadnets"],
-        datasets=[measured.dataset.partition("/")[2]] if measured else None,
-        model_name=row.name if measured else None,
-        eval_results=results,
+        **known,
     )

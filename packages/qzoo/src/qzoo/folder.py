@@ -3,7 +3,6 @@
 It holds ``model.safetensors`` and ``provenance.json``.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -20,7 +19,7 @@ from qzoo.index import RECORD, RECORD_TYPE, problem, read_records, replace_files
 from qzoo.models import CifarQResNet
 from qzoo.models.architectures import get_architecture
 from qzoo.pretrained import cfg_of, check_fit
-from qzoo.provenance import Dtype, Preprocessing, Provenance
+from qzoo.provenance import Dtype, Preprocessing, Provenance, fingerprint
 
 
 def save_weights(
@@ -79,12 +78,11 @@ def save_weights(
         record = Provenance(
             model=name,
             tag=tag,
-            sha256=hashlib.sha256(content).hexdigest(),
-            size=len(content),
             dtype=dtype,
             num_classes=model.num_classes,
             preprocessing=preprocessing,
             reduced=reduced,
+            **fingerprint(content),
             **facts,
         )
     except ValidationError as error:

@@ -54,14 +54,10 @@ def weights_file(provenance: Provenance, cache_dir: str | Path | None = None) ->
     cached = huggingface_hub.try_to_load_from_cache(repository, HUB_FILE, cache_dir=cache_dir)
     if isinstance(cached, str):
         path = Path(cached)
-        try:
-            provenance.check(path)
-        except WeightsError as error:
-            if not _is_whole(path):
-                raise WeightsError(f"{error}: {_removed(path)}") from None
-            # else it is of another version of these weights, and the Hub may have this one
-        else:
+        if provenance.describes(path):
             return path
+        if not _is_whole(path):  # else it is of another version, and the Hub may have this one
+            return _checked(provenance, path)
     return _checked(provenance, download(repository, HUB_FILE, cache_dir))
 
 
@@ -165,7 +161,7 @@ def check_download(path: Path) -> None:
 
 
 def _checked(provenance: Provenance, path: Path) -> Path:
-    """A downloaded file, if it is these weights."""
+    """A file of the cache, if it is these weights."""
     try:
         provenance.check(path)
     except WeightsError as error:

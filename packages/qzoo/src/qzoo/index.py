@@ -122,8 +122,8 @@ def get_provenance(name: str) -> Provenance:
     if full in rows:
         return rows[full]
     model = full.split(".")[0]
-    if weights_of(model):
-        instead = f"{model} has those of {', '.join(row.name for row in weights_of(model))}"
+    if of_model := weights_of(model):
+        instead = f"{model} has those of {', '.join(row.name for row in of_model)}"
     elif rows:
         instead = f"there are those of {', '.join(rows)}"
     else:

@@ -46,7 +46,8 @@ def build_model(
         name: its registered name.
         pretrained, pretrained_cfg, pretrained_cfg_overlay, cache_dir: as ``timm.create_model`` got
             them. Where they name a file, a folder (``local-dir:``) or a repository (``hf-hub:``)
-            of somebody else, that is loaded, and only its form is checked.
+            of somebody else, that is loaded: checked are its form, a record that lies beside it,
+            and the sha256 by which the Hub announced it.
         options: as timm's function.
 
     Raises :class:`qzoo.WeightsError` where there are no weights, for such as are not what the index

@@ -70,6 +70,11 @@ class Evaluation(_Record):
     """Mean cross entropy, in nats."""
 
 
+def fingerprint(content: bytes) -> dict[str, str | int]:
+    """The fields of :class:`Provenance` that tell a file from others: ``sha256`` and ``size``."""
+    return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+
+
 class Provenance(_Record):
     """All that is known about one file of weights.
 
@@ -133,6 +138,14 @@ class Provenance(_Record):
     def filename(self) -> str:
         """The file's name inside the wheel."""
         return f"{self.name}.safetensors"
+
+    def describes(self, path: Path) -> bool:
+        """Whether :meth:`check` finds nothing wrong with a file."""
+        try:
+            self.check(path)
+        except WeightsError:
+            return False
+        return True
 
     def check(self, path: Path) -> None:
         """Compare a file with size and sha256.

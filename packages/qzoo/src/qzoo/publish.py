@@ -104,7 +104,7 @@ def _changes(api: HfApi, repository: str, contents: Mapping[str, bytes]) -> list
             for info in api.get_paths_info(repository, list(contents))
             if isinstance(info, RepoFile)
         }
-    except GatedRepoError:
+    except GatedRepoError:  # a kind of the next, but there is something
         raise
     except RepositoryNotFoundError:
         there = {}
