@@ -24,15 +24,15 @@ recipe: {epochs: 10}
 unstated:
   scaling: {default: maxabs, also: [raw, minmax], why: it is not stated}
 seeds: 4
-quick: {epochs: 2, seeds: 2}
+quick: {seeds: 2, recipe: {epochs: 2}}
 claims:
 """
-ORDER = "  - {order: [linear, rank1], by: test_accuracy, per: dataset, source: S}\n"
-LOSS = "  - {order: [linear, rank1], by: train_loss, per: dataset, source: S}\n"
-CLOSE = "  - {close: [linear, rank1], by: test_accuracy, within: 1.0, per: dataset, source: S}\n"
+ORDER = "  - {order: [linear, rank1], by: test_accuracy, per: panel, source: S}\n"
+LOSS = "  - {order: [linear, rank1], by: train_loss, per: panel, source: S}\n"
+CLOSE = "  - {close: [linear, rank1], by: test_accuracy, within: 1.0, per: panel, source: S}\n"
 VALUE = "  - {cell: {model: rank1}, metric: test_accuracy, value: 90, spread: 0.5, source: S}\n"
-RISES = "  - {rises: test_accuracy, per: dataset, source: S}\n"
-LIMIT = "  - {limit: test_accuracy, to: 90.0, within: 1.0, per: dataset, source: S}\n"
+RISES = "  - {rises: test_accuracy, per: panel, source: S}\n"
+LIMIT = "  - {limit: test_accuracy, to: 90.0, within: 1.0, per: panel, source: S}\n"
 
 
 def table(claims: str) -> Table:
@@ -57,6 +57,8 @@ def result(cell: Cell, seed: int, accuracy: float | None, **changes: Any) -> Res
         "parameters": 12,
         "metrics": {k: v[-1] if accuracy is not None else None for k, v in history.items()},
         "step": (0, 10),
+        "time": (1000.0, 1002.0),
+        "weights": "0" * 64,
         "history": history,
         "snapshots": {},
         "environment": Environment(

@@ -5,8 +5,9 @@ import pytest
 import torch
 from sklearn.datasets import load_wine
 
-from qbench.data import load_problem, sizes
-from qbench.table import Recipe
+from qbench.catalogue import DATASETS
+from qbench.data import load_problem
+from qbench.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, test_fraction=0.2)
 
@@ -22,30 +23,34 @@ RECIPE = Recipe(epochs=1, test_fraction=0.2)
     ],
 )
 def test_sizes_are_the_papers(name: str, expected: tuple[int, int, int]) -> None:
-    assert sizes(name) == expected
+    problem = load_problem(name, Recipe(epochs=1), [0])
+    info = DATASETS[name]
+    found = (len(problem.train), *problem.shape, problem.classes)
+    assert found == expected == (info.train, info.features, info.classes)
+    assert set(problem.train.y.unique().tolist()) == set(range(info.classes))
 
 
 @pytest.mark.parametrize("name", ["iris", "wine", "wisconsin", "digits"])
 def test_a_split_is_stratified_disjoint_and_decided_by_its_seed(name: str) -> None:
     problem = load_problem(name, RECIPE, [0, 1, 7])
-    samples, _, classes = sizes(name)
-    train, test = problem.x_train.shape[1], problem.x_test.shape[1]
+    samples, classes = DATASETS[name].train, DATASETS[name].classes
+    train, test = problem.train.x.shape[1], problem.test.x.shape[1]
     assert train + test == samples
     assert test == -(-samples // 5)
     for k in range(classes):
-        share = (problem.y_test == k).sum(1) / test
-        whole = (problem.y_train == k).sum(1).add((problem.y_test == k).sum(1)) / samples
+        share = (problem.test.y == k).sum(1) / test
+        whole = (problem.train.y == k).sum(1).add((problem.test.y == k).sum(1)) / samples
         assert torch.all((share - whole).abs() <= 1 / test + 1e-6)
     alone = load_problem(name, RECIPE, [7])
-    assert torch.equal(alone.x_train[0], problem.x_train[2])
-    assert torch.equal(alone.y_test[0], problem.y_test[2])
-    assert not torch.equal(problem.x_train[0], problem.x_train[1])
+    assert torch.equal(alone.train.x[0], problem.train.x[2])
+    assert torch.equal(alone.test.y[0], problem.test.y[2])
+    assert not torch.equal(problem.train.x[0], problem.train.x[1])
 
 
 def test_train_and_test_together_are_the_dataset() -> None:
     x, _ = load_wine(return_X_y=True)
     problem = load_problem("wine", RECIPE, [3])
-    both = torch.cat([problem.x_train[0], problem.x_test[0]]).numpy()
+    both = torch.cat([problem.train.x[0], problem.test.x[0]]).numpy()
     order, original = np.lexsort(both.T), np.lexsort(x.astype(np.float32).T)
     assert np.array_equal(both[order], x.astype(np.float32)[original])
 
@@ -61,16 +66,16 @@ def test_train_and_test_together_are_the_dataset() -> None:
 def test_a_scaling_is_fitted_on_the_training_part_alone(scaling: str, statistic: object) -> None:
     recipe = RECIPE.model_copy(update={"scaling": scaling})
     problem, raw = load_problem("wine", recipe, [0]), load_problem("wine", RECIPE, [0])
-    measured = statistic(problem.x_train[0])  # type: ignore[operator]
+    measured = statistic(problem.train.x[0])  # type: ignore[operator]
     assert torch.allclose(measured, torch.ones(13), atol=1e-5)
     # the same map on the test part: scaling is affine, feature by feature
-    slope = 1 / statistic(raw.x_train[0])  # type: ignore[operator]
-    step = problem.x_test[0, 0] - problem.x_test[0, 1]
-    expected = (raw.x_test[0, 0] - raw.x_test[0, 1]) * slope
+    slope = 1 / statistic(raw.train.x[0])  # type: ignore[operator]
+    step = problem.test.x[0, 0] - problem.test.x[0, 1]
+    expected = (raw.test.x[0, 0] - raw.test.x[0, 1]) * slope
     assert torch.allclose(step, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_xor_has_no_test_part_and_its_class_is_whether_the_signs_differ() -> None:
     problem = load_problem("xor", Recipe(epochs=1), [0])
-    assert problem.x_test.shape[1] == 0
-    assert torch.equal(problem.y_train[0], (problem.x_train[0].prod(-1) < 0).long())
+    assert problem.test.x.shape[1] == 0
+    assert torch.equal(problem.train.y[0], (problem.train.x[0].prod(-1) < 0).long())

@@ -75,7 +75,7 @@ def test_a_block_that_another_process_runs_is_left_for_later(folder: RunFolder) 
     held = threading.Event()
 
     def hold() -> None:
-        with folder.lock(first.cell):
+        with folder.lock(first.name):
             held.set()
             time.sleep(3.0)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qbench.stack import Stacked
+from qbench.stack import Stacked, side_by_side
 from qcore import LowRankForm, QuadraticForm, QuadraticLinear
 
 MODULES = {
@@ -30,7 +30,7 @@ def width(module: nn.Module) -> int:
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("name", MODULES)
 def test_stacked_training_follows_each_replica_alone(name: str, count: int) -> None:
-    alone, stacked = replicas(name, count), Stacked(replicas(name, count))
+    alone, stacked = replicas(name, count), side_by_side(replicas(name, count))
     x = torch.randn(count, 20, width(alone[0]), dtype=torch.double)
     optimizer = torch.optim.SGD(stacked.parameters(), lr=0.01)
     optimizers = [torch.optim.SGD(module.parameters(), lr=0.01) for module in alone]
@@ -50,13 +50,18 @@ def test_stacked_training_follows_each_replica_alone(name: str, count: int) -> N
         }
         assert list(found) == list(expected)
         for key, value in expected.items():
-            assert found[key].shape == (count, *value.shape)
-            torch.testing.assert_close(found[key][k], value.detach(), rtol=1e-9, atol=1e-12)
+            assert found[key].shape == ((count, *value.shape) if count > 1 else value.shape)
+            mine = found[key][k] if count > 1 else found[key]
+            torch.testing.assert_close(mine.detach(), value.detach(), rtol=1e-9, atol=1e-12)
+        assert list(stacked.replica_state(k)) == list(module.state_dict())
+        by_itself = stacked.replica(k).eval()
+        torch.testing.assert_close(by_itself(x[k]), module.eval()(x[k]), rtol=1e-9, atol=1e-12)
+        module.train()
 
 
-def test_replica_parameters_are_a_detached_copy() -> None:
+def test_the_state_of_a_replica_is_a_detached_copy() -> None:
     stacked = Stacked(replicas("linear", 2))
-    copy = stacked.replica_parameters(1)
+    copy = stacked.replica_state(1)
     before = copy["weight"].clone()
     with torch.no_grad():
         stacked.module.weight.zero_()

@@ -2,8 +2,8 @@
 
 import pytest
 
+from qbench.metrics import Metric
 from qbench.report.wording import format_number, format_p
-from qbench.table import Metric
 
 
 @pytest.mark.parametrize(

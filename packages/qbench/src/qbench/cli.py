@@ -15,7 +15,8 @@ from rich.table import Table as Grid
 
 from qbench import __version__
 from qbench.errors import UserError
-from qbench.table import Scalar, Table, load_table, table_names
+from qbench.frozen import Scalar
+from qbench.table import Table, load_table, table_names
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -39,6 +40,10 @@ def _complete_table(incomplete: str) -> list[str]:
 
 TableName = Annotated[
     str, typer.Argument(help="A table's name; see qbench list.", autocompletion=_complete_table)
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Folder of image data; by default QBENCH_DATA, or ~/.cache/quadnets/data."),
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 
@@ -117,15 +122,24 @@ def run(
         str | None, typer.Option(help="An MLflow server to record on, beside runs/mlflow.db.")
     ] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32, tf32, bfloat16 or float16, where the table leaves it open."),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Train through torch.compile.")
+    ] = False,
+    data: Data = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A reduced run, marked as such everywhere.")
     ] = False,
 ) -> None:
     """Run what is missing of a table, record it in MLflow, and report."""
     loaded = load_table(table)
+    chosen = [*(axis or []), *([f"precision={precision}"] if precision else [])]
     cells = list(
         loaded.cells(
-            _axis_values(loaded, only), _axis_values(loaded, axis, choices=True), reduced=quick
+            _axis_values(loaded, only), _axis_values(loaded, chosen, choices=True), reduced=quick
         )
     )
     number = seeds or (loaded.quick.seeds if quick and loaded.quick else loaded.seeds)
@@ -134,13 +148,17 @@ def run(
 
     folder = RunFolder(out, loaded, create=True)
 
-    from qbench.executor import check_device, plan, run_blocks
+    from qbench.executor import Setting, check_data, check_device, plan, run_blocks
     from qbench.publish import Publisher, default_uri
     from qbench.report.files import report_of, write_report
     from qbench.report.terminal import print_report
 
-    check_device(device)
     console = Console()
+    setting = Setting(
+        device, data, compiled, on_note=lambda note: console.print(note, style="yellow")
+    )
+    check_device(device)
+    check_data(cells, data)
     if quick and loaded.quick is None:
         console.print(f"{table} is quick as it is: --quick changes nothing.")
     reduced = quick and loaded.quick is not None
@@ -152,7 +170,7 @@ def run(
             publisher.send(folder.result_path(result.key))
         blocks = plan(folder, cells, number)
         with _progress(blocks, console) as on_progress:
-            for _, results in run_blocks(folder, blocks, device, on_progress):
+            for _, results in run_blocks(folder, blocks, setting, on_progress):
                 trials += len(results)
                 for result in results:
                     publisher.send(folder.result_path(result.key))
@@ -219,7 +237,7 @@ def _axis_values(
         name, equals, text = option.partition("=")
         if not equals or not text:
             raise UserError(f"{option!r} is not of the form AXIS=VALUE, e.g. dataset=wine")
-        if choices and name in ("dataset", "model"):
+        if choices and name in table.grid_axes:
             raise UserError(
                 f"--axis is for the choices left open; use --only {option} for the grid"
             )

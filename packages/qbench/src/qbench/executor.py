@@ -1,29 +1,71 @@
-"""Blocks, run here one after another: a block is one cell with its seeds."""
+"""Blocks, run here one after another: a block is one cell with its seeds, or with one of them."""
 
 import ctypes
+import hashlib
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 from filelock import Timeout
+from torch import Tensor
 
-from qbench.classifier import build_classifier
-from qbench.data import load_problem, sizes
+from qbench.architecture import ModelSpec
+from qbench.build import build_model
+from qbench.catalogue import DATASETS
+from qbench.checkpoint import Checkpoints
+from qbench.data import load_problem
+from qbench.data.root import check_files, data_root, downloadable
 from qbench.errors import UserError
-from qbench.loop import Curve, train
-from qbench.stack import Stacked
+from qbench.loop import Curve, Training
+from qbench.probes import Findings, finish, make_probe
+from qbench.stack import side_by_side
 from qbench.table import Cell
 from qbench.trial import Environment, Result, RunFolder, commit, hardware, versions
+
+MOST_STACKED = 200_000
+"""Weights of a model whose seeds train side by side."""
+
+WEIGHTS = "weights.safetensors"
+ARRAYS = "arrays.safetensors"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how blocks are run; none of it is part of a trial's identity.
+
+    ``root`` is the folder of image data, ``compiled`` whether ``torch.compile`` is used,
+    ``save_every`` the seconds between two checkpoints of a block, ``on_note`` what is told of
+    anything that a user should know.
+    """
+
+    device: str = "cpu"
+    root: Path | None = None
+    compiled: bool = False
+    save_every: float = 60.0
+    on_note: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One cell and the seeds that train together: the unit of execution and of locking."""
+    """One cell and the seeds that train together: the unit of execution, lock and checkpoint."""
 
     cell: Cell
     seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """What its lock and its checkpoints are called.
+
+        Where seeds train side by side it is the cell's, whichever seeds are missing.
+        """
+        return self.cell.key if stacks(self.cell) else self.cell.trial_key(self.seeds[0])
 
     @property
     def cost(self) -> float:
@@ -32,26 +74,61 @@ class Block:
         Per step a constant, a part for each output and one for each multiply-add; the weights were
         fitted to measured blocks on two cores.
         """
-        samples, features, classes = sizes(self.cell.dataset)
-        rank = self.cell.model.rank or (features if self.cell.model.kind == "dense" else 1)
-        outputs = len(self.seeds) * samples * classes
-        return self.cell.recipe.epochs * (0.5 + 1.5e-5 * outputs + 6e-8 * outputs * features * rank)
+        recipe, spec = self.cell.recipe, self.cell.model
+        info = DATASETS[self.cell.dataset]
+        batch = recipe.batch_size or info.train
+        steps = recipe.epochs * max(1, (recipe.train_samples or info.train) // batch)
+        rank = spec.rank or (info.features if spec.kind == "dense" else 1)
+        if spec.kind == "zoo":
+            rank = 4000 * (spec.depth or 20)
+        elif spec.kind == "mlp":
+            rank = sum(spec.hidden)
+        outputs = len(self.seeds) * batch * info.classes
+        return steps * (0.5 + 1.5e-5 * outputs + 6e-8 * outputs * info.features * rank)
+
+
+def stacks(cell: Cell) -> bool:
+    """Whether a cell's seeds train side by side: only where that was measured to pay.
+
+    Ten seeds of a rank-10 classifier on MNIST take seven times as long as one, ten of its dense
+    form twenty times: their weights no longer fit in the cache.
+    """
+    spec = cell.model
+    if spec.kind == "zoo" or spec.convolution is not None:
+        return False
+    return weights(spec, cell.dataset) <= MOST_STACKED
+
+
+def weights(spec: ModelSpec, dataset: str) -> int:
+    """The number of weights of a classifier or multi-layer perceptron, affine terms left out."""
+    info = DATASETS[dataset]
+    if spec.kind == "mlp":
+        widths = [info.features, *spec.hidden, info.classes]
+        return sum(inputs * outputs for inputs, outputs in pairwise(widths))
+    if spec.kind == "dense":
+        return info.classes * info.features * (info.features + 1) // 2
+    return info.classes * info.features * (spec.rank or 1)
 
 
 def plan(folder: RunFolder, cells: Iterable[Cell], seeds: int) -> list[Block]:
-    """A block for every cell that lacks results for some of the seeds 0 … ``seeds`` - 1."""
+    """The blocks that lack results for some of the seeds 0 … ``seeds`` - 1 of these cells."""
     blocks = []
     for cell in cells:
         missing = tuple(seed for seed in range(seeds) if not folder.has(cell, seed))
-        if missing:
-            blocks.append(Block(cell, missing))
+        blocks += _blocks(cell, missing)
     return blocks
+
+
+def _blocks(cell: Cell, seeds: tuple[int, ...]) -> list[Block]:
+    if stacks(cell):
+        return [Block(cell, seeds)] if seeds else []
+    return [Block(cell, (seed,)) for seed in seeds]
 
 
 def run_blocks(
     folder: RunFolder,
     blocks: Iterable[Block],
-    device: str = "cpu",
+    setting: Setting | None = None,
     on_progress: Callable[[Block, float], None] = lambda block, fraction: None,
 ) -> Iterator[tuple[Block, list[Result]]]:
     """Run blocks and write their results; yields each block with the results that it added.
@@ -59,20 +136,21 @@ def run_blocks(
     A block that another process is running is left for later and then waited for. ``on_progress``
     is called with the fraction of a block that is done.
     """
+    setting = setting or Setting()
     keep_freed_memory()
     busy: list[Block] = []
     for block in blocks:
         try:
-            with folder.lock(block.cell).acquire(timeout=0):
-                results = _run_missing(folder, block, device, on_progress)
+            with folder.lock(block.name).acquire(timeout=0):
+                results = _run_missing(folder, block, setting, on_progress)
         except Timeout:
             busy.append(block)
             continue
         on_progress(block, 1.0)
         yield block, results
     for block in busy:
-        with folder.lock(block.cell):
-            results = _run_missing(folder, block, device, on_progress)
+        with folder.lock(block.name):
+            results = _run_missing(folder, block, setting, on_progress)
         on_progress(block, 1.0)
         yield block, results
 
@@ -93,6 +171,14 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**30)
 
 
+def check_data(cells: Iterable[Cell], root: Path | None) -> None:
+    """Raises ``UserError`` for image data that the cells need and that is not whole."""
+    needed = {cell.dataset for cell in cells}
+    for name in downloadable():
+        if name in needed:
+            check_files(name, data_root(root))
+
+
 def check_device(device: str) -> None:
     """Raises ``UserError`` for a device that this machine does not have."""
     if device == "cuda" and not torch.cuda.is_available():
@@ -100,64 +186,189 @@ def check_device(device: str) -> None:
 
 
 def _run_missing(
-    folder: RunFolder, block: Block, device: str, on_progress: Callable[[Block, float], None]
+    folder: RunFolder,
+    block: Block,
+    setting: Setting,
+    on_progress: Callable[[Block, float], None],
 ) -> list[Result]:
-    # another process may have finished it between the plan and the lock
-    seeds = tuple(seed for seed in block.seeds if not folder.has(block.cell, seed))
-    results = (
-        _run(block.cell, seeds, device, lambda fraction: on_progress(block, fraction))
-        if seeds
-        else []
-    )
-    failed: OSError | None = None
-    for result in results:
+    """What the block lacks; its lock is held."""
+    added: list[Result] = []
+    while True:
+        # another process may have finished it between the plan and the lock
+        seeds = tuple(seed for seed in block.seeds if not folder.has(block.cell, seed))
+        if not seeds:
+            return added
+        added += _run(folder, block, seeds, setting, lambda share: on_progress(block, share))
+
+
+def _run(
+    folder: RunFolder,
+    block: Block,
+    seeds: tuple[int, ...],
+    setting: Setting,
+    on_progress: Callable[[float], None],
+) -> list[Result]:
+    """Train and write these seeds; or those of an interrupted block, if some of them are among it.
+
+    The same seeds side by side, so that an interrupted block ends as it would have.
+    """
+    cell = block.cell
+    checkpoints = Checkpoints(folder.checkpoint_path(block.name))
+    kept = checkpoints.latest(setting.on_note)
+    if kept is not None and not set(kept.values["seeds"]) & set(seeds):
+        kept = None
+        checkpoints.remove()
+    together = tuple(kept.values["seeds"]) if kept else seeds
+    started = time.time()
+    training = _training(folder, cell, together, setting)
+    facts: dict[str, Any] = {"started": started, "interruptions": 0, "versions": versions()}
+    if kept is not None:
+        training.restore(kept)
+        facts = {**kept.values["facts"], "interruptions": kept.values["facts"]["interruptions"] + 1}
+        if facts["versions"] != versions():
+            setting.on_note(
+                f"{cell} goes on from a checkpoint of other versions of Python or its packages: "
+                "its figures may differ in their last digits from those of an unbroken run"
+            )
+
+    def save() -> None:
         try:
-            folder.write(result)
+            checkpoints.save(training.state(facts))
+        except OSError as error:
+            setting.on_note(
+                f"no checkpoint of {cell} at step {training.step} ({error.strerror}): training "
+                "goes on, and would begin again from the one before"
+            )
+
+    _reset_memory(setting.device)
+    curves = training.run(lambda step: on_progress(step / training.steps), save, setting.save_every)
+    samples = len(together) * training.step * training.samples_per_step
+    environment = _environment(
+        setting,
+        together,
+        facts["started"],
+        training.seconds,
+        samples_per_second=samples / training.seconds if samples else None,
+        interruptions=facts["interruptions"],
+    )
+    findings = finish(training)
+    added: list[Result] = []
+    failed: OSError | None = None
+    for i, (seed, curve) in enumerate(zip(together, curves, strict=True)):
+        if folder.has(cell, seed):
+            continue
+        state = training.model.replica_state(i)
+        try:
+            added.append(_write(folder, cell, seed, curve, state, findings[i], environment))
         except OSError as error:  # the others may still fit on the disk
             failed = error
     if failed is not None:
         raise failed
-    return results
+    checkpoints.remove()
+    return added
 
 
-def _run(
-    cell: Cell, seeds: tuple[int, ...], device: str, on_progress: Callable[[float], None]
-) -> list[Result]:
+def _training(folder: RunFolder, cell: Cell, seeds: tuple[int, ...], setting: Setting) -> Training:
+    """The block's model and data, at the start of training."""
     recipe = cell.recipe
-    started, clock = time.time(), time.perf_counter()
-    problem = load_problem(cell.dataset, recipe, seeds).to(device)
+    problem = load_problem(cell.dataset, recipe, seeds, setting.root).to(setting.device)
     replicas = [
-        build_classifier(cell.model, problem.features, problem.classes, recipe.init_scale, seed)
+        build_model(
+            cell.model,
+            problem.shape,
+            problem.classes,
+            recipe.init_scale,
+            seed,
+            recipe.strategy,
+            _trained(folder, cell, seed, setting),
+        )
         for seed in seeds
     ]
-    parameters = sum(parameter.numel() for parameter in replicas[0].parameters())
-    curves = train(
-        Stacked(replicas).to(device),
+    model = side_by_side(replicas).to(setting.device)
+    if setting.device == "cuda" and cell.model.kind == "zoo":
+        model = model.to(memory_format=torch.channels_last)
+    return Training(
+        model,
         problem,
         recipe,
-        lambda step: on_progress(step / recipe.epochs),
+        seeds,
+        device=setting.device,
+        compiled=setting.compiled,
+        probe=make_probe(recipe),
     )
-    environment = Environment(
-        commit=commit(),
-        versions=versions(),
-        hardware=hardware(device),
-        threads=torch.get_num_threads(),
-        device=device,
-        started=started,
-        seconds=time.perf_counter() - clock,
-        block=seeds,
-    )
-    return [
-        _result(cell, seed, curve, parameters, environment)
-        for seed, curve in zip(seeds, curves, strict=True)
-    ]
 
 
-def _result(
-    cell: Cell, seed: int, curve: Curve, parameters: int, environment: Environment
+def _trained(
+    folder: RunFolder, cell: Cell, seed: int, setting: Setting
+) -> dict[str, Tensor] | None:
+    """The weights that this trial starts from, trained first where they are not there yet."""
+    before = cell.after
+    if before is None:
+        return None
+    block = Block(before, (seed,))
+    with folder.lock(block.name):
+        _run_missing(folder, block, setting, lambda block, share: None)
+    (result,) = (found for found in folder.results([before]) if found.seed == seed)
+    if result.status == "diverged":
+        raise UserError(
+            f"{cell} starts from {before.model.full_name}, which diverged with seed {seed}: "
+            "choose another learning rate"
+        )
+    return safetensors.torch.load(folder.read_file(result, WEIGHTS))
+
+
+def _reset_memory(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _memory(device: str) -> int:
+    """The most bytes so far of the accelerator, or of the process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _environment(
+    setting: Setting, seeds: tuple[int, ...], started: float, seconds: float, **facts: object
+) -> Environment:
+    return Environment.model_validate(
+        {
+            "commit": commit(),
+            "versions": versions(),
+            "hardware": hardware(setting.device),
+            "threads": torch.get_num_threads(),
+            "device": setting.device,
+            "started": started,
+            "seconds": seconds,
+            "block": seeds,
+            "memory": _memory(setting.device),
+            "compiled": setting.compiled,
+            **facts,
+        }
+    )
+
+
+def _write(
+    folder: RunFolder,
+    cell: Cell,
+    seed: int,
+    curve: Curve,
+    state: dict[str, Tensor],
+    findings: Findings,
+    environment: Environment,
 ) -> Result:
+    """The trial's record, written with the files beside it."""
     diverged = curve.diverged_at is not None
-    return Result(
+    weights = safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()})
+    last = {name: values[-1] for name, values in curve.metrics.items()} | findings.metrics
+    files: dict[str, bytes] = {}
+    if cell.model.kind == "zoo" and not diverged:
+        files[WEIGHTS] = weights
+    if findings.arrays and not diverged:
+        files[ARRAYS] = safetensors.torch.save(findings.arrays)
+    result = Result(
         key=cell.trial_key(seed),
         table=cell.table.id,
         version=cell.table.version,
@@ -167,10 +378,14 @@ def _result(
         reduced=cell.reduced,
         status="diverged" if diverged else "finished",
         diverged_at=curve.diverged_at,
-        parameters=parameters,
-        metrics={k: None if diverged else values[-1] for k, values in curve.metrics.items()},
+        parameters=findings.parameters,
+        metrics=dict.fromkeys(last) if diverged else last,
         step=tuple(curve.step),
+        time=tuple(curve.time),
         history={k: tuple(values) for k, values in curve.metrics.items()},
         snapshots=curve.snapshots,
+        weights=hashlib.sha256(weights).hexdigest(),
         environment=environment,
     )
+    folder.write(result, files)
+    return result

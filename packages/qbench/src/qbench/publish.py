@@ -131,8 +131,8 @@ class _Replica:
             )
             run_id = run.info.run_id
         metrics = [
-            Metric(key, value, started + _share(step, result, environment.seconds), step)
-            for key, step, value in _points(result)
+            Metric(key, value, int(1000 * result.time[index]), result.step[index])
+            for key, index, value in _points(result)
         ]
         metrics.append(Metric("block_seconds", environment.seconds, ended, 0))
         for first in range(0, len(metrics), _METRICS_PER_CALL):
@@ -150,25 +150,20 @@ class _Replica:
         return True
 
 
-def _share(step: int, result: Result, seconds: float) -> int:
-    """Milliseconds into the block at which a step was reached; the same at every publishing."""
-    return int(1000 * seconds * step / result.resolved["recipe"]["epochs"])
-
-
 def _points(result: Result) -> Iterator[tuple[str, int, float]]:
-    """The curves' finite points, thinned evenly with both ends kept."""
+    """The curves' finite points, as metric, index and value, thinned evenly with both ends kept."""
     count = len(result.step)
     kept = {round(i * (count - 1) / (_POINTS - 1)) for i in range(_POINTS)} if count else set()
     for key, values in result.history.items():
         for index in sorted(kept):
             if math.isfinite(values[index]):
-                yield key, result.step[index], values[index]
+                yield key, index, values[index]
 
 
 def _params(result: Result) -> dict[str, str]:
     known: dict[str, Any] = {
         **{f"model.{key}": value for key, value in result.resolved["model"].items()},
-        **result.resolved["recipe"],
+        **result.recipe.model_dump(mode="json"),
         **result.axes,
         "seed": result.seed,
         "parameters": result.parameters,

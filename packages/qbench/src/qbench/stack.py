@@ -14,7 +14,7 @@ class Stacked(nn.Module):
 
     The module tree is that of a replica; its parameters and buffers have a leading dimension S, one
     slice per replica, so optimisers and parameter groups see an ordinary module. ``vmap`` runs the
-    replicas together; a single replica bypasses it.
+    replicas together; :func:`side_by_side` leaves it out for a single one.
 
     Shapes: input ``(S, B, ...)``, output ``(S, B, ...)``.
 
@@ -49,18 +49,60 @@ class Stacked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Each replica on its slice of ``x``."""
         tensors = _tensors(self.module)
-        if self.replicas == 1:
-            alone = {name: tensor[0] for name, tensor in tensors.items()}
-            return functional_call(self.module, alone, (x[0],)).unsqueeze(0)
         return vmap(self._one)(tensors, x)
 
     def _one(self, tensors: dict[str, Tensor], x: Tensor) -> Any:
         return functional_call(self.module, tensors, (x,))
 
-    def replica_parameters(self, index: int) -> dict[str, Tensor]:
-        """The parameters of one replica, by name, detached."""
-        return {name: p[index].detach().clone() for name, p in self.module.named_parameters()}
+    def replica_state(self, index: int) -> dict[str, Tensor]:
+        """Parameters and buffers of one replica by name, detached."""
+        state = self.module.state_dict()
+        return {name: value[index].detach().clone() for name, value in state.items()}
+
+    def replica(self, index: int) -> nn.Module:
+        """One replica as a module of its own, with copies of its parameters and buffers."""
+        alone = deepcopy(self.module)
+        for name, tensor in _tensors(self.module).items():
+            path, _, leaf = name.rpartition(".")
+            owner, value = alone.get_submodule(path), tensor[index].detach().clone()
+            if leaf in owner._parameters:
+                setattr(owner, leaf, nn.Parameter(value))
+            else:
+                owner._buffers[leaf] = value
+        return alone
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+class Single(nn.Module):
+    """One model in the place of a :class:`Stacked`, without vmap: nothing is copied or wrapped.
+
+    Shapes: input ``(1, B, ...)``, output ``(1, B, ...)``.
+    """
+
+    replicas = 1
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model on the only slice of ``x``."""
+        return self.module(x[0]).unsqueeze(0)
+
+    def replica_state(self, index: int) -> dict[str, Tensor]:
+        """Parameters and buffers by name, detached."""
+        del index  # there is one
+        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
+    def replica(self, index: int) -> nn.Module:
+        """The model, copied."""
+        del index  # there is one
+        return deepcopy(self.module)
+
+
+def side_by_side(replicas: Sequence[nn.Module]) -> Stacked | Single:
+    """Replicas as one module; a single one stays what it is."""
+    return Single(replicas[0]) if len(replicas) == 1 else Stacked(replicas)

@@ -3,192 +3,110 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
+from qbench.architecture import FIELDS, ModelSpec
+from qbench.catalogue import DATASETS
+from qbench.claim import Claim, InteriorClaim, OrderClaim, ValueClaim, models_of
 from qbench.errors import UserError, unknown
-
-Metric = Literal["test_accuracy", "train_accuracy", "train_loss", "test_loss", "margin"]
-Scalar = str | float
-RISING: Mapping[Metric, bool] = {
-    "test_accuracy": True,
-    "train_accuracy": True,
-    "train_loss": False,
-    "test_loss": False,
-    "margin": True,
-}
-"""Whether more of a metric is better; accuracies are in percent, losses in nats."""
+from qbench.frozen import Frozen, Scalar
+from qbench.metrics import Metric
+from qbench.recipe import Recipe
 
 
-class Frozen(BaseModel):
-    """A read-only record in which an unknown key is an error that names the near match."""
+class Patch(Frozen):
+    """What a value of an axis changes in the model and in the recipe of its cells."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            allowed = [field.alias or name for name, field in cls.model_fields.items()]
-            for key in data:
-                if key not in allowed and key not in cls.model_fields:
-                    raise ValueError(str(unknown("key", str(key), allowed)))
-        return data
-
-
-class ModelSpec(Frozen):
-    """A classifier: linear without bias, a dense form, or one of low rank.
-
-    ``start`` gives parameters at the start by name; without it they are drawn from the seed.
-
-    >>> ModelSpec(kind="low_rank", rank=2).kind
-    'low_rank'
-    """
-
-    kind: Literal["linear", "dense", "low_rank"]
-    rank: int | None = Field(default=None, ge=1)
-    affine: bool = False
-    start: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _fits(self) -> "ModelSpec":
-        if (self.kind == "low_rank") != (self.rank is not None):
-            raise ValueError("rank belongs to kind low_rank, and only to it")
-        if self.kind == "linear" and self.affine:
-            raise ValueError("affine belongs to quadratic forms, not to kind linear")
-        return self
-
-
-class Recipe(Frozen):
-    """How a trial is trained; full-batch gradient descent on the cross-entropy.
-
-    ``lr`` is per step; ``epochs`` are steps; ``scaling`` is fitted on the training part alone;
-    ``init_scale`` multiplies the initial outputs; a point of every curve is recorded each
-    ``log_every`` steps and at the end; parameters are recorded at the steps ``snapshots``.
-    """
-
-    optimizer: Literal["sgd"] = "sgd"
-    lr: float = Field(default=0.01, gt=0)
-    epochs: int = Field(ge=1)
-    scaling: Literal["raw", "maxabs", "minmax", "standard"] = "raw"
-    init_scale: float = Field(default=1.0, ge=0)
-    test_fraction: float = Field(default=0.0, ge=0, lt=1)
-    log_every: int = Field(default=1, ge=1)
-    snapshots: tuple[int, ...] = ()
+    model: dict[str, Any] = Field(default={})
+    recipe: dict[str, Any] = Field(default={})
 
 
 class Grid(Frozen):
-    """The table's rows: every dataset with every model."""
+    """The table's rows: every dataset with every model, and with every value of each axis in
+    ``other``.
 
-    dataset: tuple[Literal["iris", "wine", "wisconsin", "digits", "xor"], ...] = Field(min_length=1)
+    In a file these axes stand beside ``dataset`` and ``model``. An axis is a mapping of names to
+    what each changes, or, for a field of recipe or model, a list of its values.
+    """
+
+    dataset: dict[str, Patch] = Field(min_length=1)
     model: dict[str, ModelSpec] = Field(min_length=1)
+    other: dict[str, dict[Scalar, Patch]] = Field(default={})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_out(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        known = {name: data[name] for name in ("dataset", "model", "other") if name in data}
+        if isinstance(known.get("dataset"), list | tuple):
+            known["dataset"] = {name: {} for name in known["dataset"]}
+        other = dict(known.get("other", {}))
+        for axis, values in data.items():
+            if axis not in known:
+                other[axis] = (
+                    {value: _patch(axis, value) for value in values}
+                    if isinstance(values, list)
+                    else values
+                )
+        return {**known, **({"other": other} if other else {})}
+
+    @model_validator(mode="after")
+    def _known_datasets(self) -> "Grid":
+        for name in self.dataset:
+            if name not in DATASETS:
+                raise ValueError(str(unknown("dataset", name, DATASETS)))
+        return self
 
 
 class Quick(Frozen):
     """What a reduced run takes instead of the full numbers."""
 
-    epochs: int = Field(ge=1)
     seeds: int = Field(ge=1)
+    recipe: dict[str, Any]
 
 
 class Unstated(Frozen):
-    """A choice the paper leaves open: our default, the alternatives, and why it matters."""
+    """A choice the paper leaves open: our default, the alternatives, and why it matters.
+
+    The axis is a field of the recipe, or ``sets`` says what each value changes. ``where`` restricts
+    it to cells with these values of other axes.
+    """
 
     default: Scalar
     also: tuple[Scalar, ...] = ()
     why: str
+    sets: dict[Scalar, Patch] = Field(default={})
+    where: dict[str, tuple[Scalar, ...]] = Field(default={})
 
     @property
     def values(self) -> tuple[Scalar, ...]:
         """The default first, then the alternatives."""
         return (self.default, *self.also)
 
-
-class _Claim(Frozen):
-    """What every claim has: where it stands in the paper, and the axis it is made for each value
-    of."""
-
-    source: str
-    per: Literal["dataset"] | None = None
-
-
-class ValueClaim(_Claim):
-    """A cell's printed value with its printed spread."""
-
-    cell: dict[str, str]
-    metric: Metric
-    value: float
-    spread: float | None = None
-
-
-class OrderClaim(_Claim):
-    """Models from worst to best by a metric."""
-
-    order: tuple[str, ...] = Field(min_length=2)
-    by: Metric
-
-
-class CloseClaim(_Claim):
-    """Two models whose metric differs by no more than ``within``."""
-
-    close: tuple[str, str]
-    by: Metric
-    within: float
-
-
-class RisesClaim(_Claim):
-    """A metric that never falls from one recorded step to the next, for every model."""
-
-    rises: Metric
-
-
-class LimitClaim(_Claim):
-    """A metric that ends no further than ``within`` from a limit, for every model."""
-
-    limit: Metric
-    to: float
-    within: float
-
-
-_KINDS = ("order", "close", "rises", "limit")
-
-
-def _claim_kind(claim: Any) -> str:
-    keys = claim if isinstance(claim, Mapping) else type(claim).model_fields
-    return next((kind for kind in _KINDS if kind in keys), "value")
-
-
-Claim = Annotated[
-    Annotated[ValueClaim, Tag("value")]
-    | Annotated[OrderClaim, Tag("order")]
-    | Annotated[CloseClaim, Tag("close")]
-    | Annotated[RisesClaim, Tag("rises")]
-    | Annotated[LimitClaim, Tag("limit")],
-    Discriminator(_claim_kind),
-]
+    def patch(self, axis: str, value: Scalar) -> Patch:
+        """What a value of the choice changes."""
+        return self.sets[value] if self.sets else Patch(recipe={axis: value})
 
 
 class Table(Frozen):
     """One table or figure of a paper.
 
-    ``version`` rises with every change that alters results. ``control`` is the model against which
-    the others are tested. Without ``quick`` the table is quick as it is, and never reduced.
+    ``experiment`` is what a trial does: ``training``, or ``expressivity``, which measures networks
+    as they are drawn. ``version`` rises with every change that alters results. ``control`` is the
+    model against which the others are tested; ``without`` leaves out the cells with all values of
+    one of its entries. Without ``quick`` the table is quick as it is, and never reduced.
+    ``figures`` are those of the paper beside the common ones.
 
-    >>> load_table("xor").grid.dataset
-    ('xor',)
+    >>> list(load_table("xor").grid.dataset)
+    ['xor']
     """
 
     id: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
@@ -196,35 +114,55 @@ class Table(Frozen):
     title: str
     paper: str
     shows: str
+    experiment: Literal["training", "expressivity"] = "training"
     control: str | None = None
     main_metric: Metric
+    also: tuple[Metric, ...] = ()
     grid: Grid
+    without: tuple[dict[str, Scalar], ...] = ()
     recipe: Recipe
-    unstated: dict[str, Unstated] = {}
+    unstated: dict[str, Unstated] = Field(default={})
     seeds: int = Field(ge=1)
     quick: Quick | None = None
     claims: tuple[Claim, ...] = ()
+    figures: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Table":
         models = list(self.grid.model)
-        named = [name for claim in self.claims for name in _models_of(claim)]
+        named = [name for claim in self.claims for name in models_of(claim)]
+        named += [spec.after for spec in self.grid.model.values() if spec.after]
         for name in [*named, *([self.control] if self.control else [])]:
             if name not in models:
                 raise ValueError(str(unknown("model", name, models)))
         for axis, choice in self.unstated.items():
-            if axis not in Recipe.model_fields:
+            if not choice.sets and axis not in Recipe.model_fields:
                 raise ValueError(str(unknown("choice", axis, Recipe.model_fields)))
             for value in choice.values:
-                Recipe.model_validate({**self.recipe.model_dump(), axis: value})
+                if choice.sets and value not in choice.sets:
+                    raise ValueError(
+                        str(unknown(f"value of {axis}", str(value), map(str, choice.sets)))
+                    )
+                Recipe.model_validate(
+                    _merged(_given(self.recipe), choice.patch(axis, value).recipe)
+                )
         for claim in self.claims:
             if isinstance(claim, ValueClaim):
                 self._check_cell(claim.cell)
+                if "model" not in claim.cell:
+                    raise ValueError("cell: a claimed value needs a model")
+            for axis, values in claim.where.items():
+                for value in values:
+                    self._check_cell({axis: value})
+        for left_out in self.without:
+            self._check_cell({axis: str(value) for axis, value in left_out.items()})
         late = [step for step in self.recipe.snapshots if step > self.recipe.epochs]
-        if late:
+        if self.recipe.batch_size is None and late:
             raise ValueError(
                 f"snapshots: step {late[0]} is after the last one, {self.recipe.epochs}"
             )
+        for cell in self.cells():  # every model with its recipe
+            cell.recipe, cell.model  # noqa: B018 - they raise what is wrong
         return self
 
     def _check_cell(self, cell: Mapping[str, str]) -> None:
@@ -235,22 +173,37 @@ class Table(Frozen):
                 self._value(axis, value)
             except UserError as error:
                 raise ValueError(str(error)) from error
-        if "model" not in cell:
-            raise ValueError("cell: a claimed value needs a model")
+
+    @property
+    def grid_axes(self) -> dict[str, tuple[Scalar, ...]]:
+        """The grid's axes with their values: the dataset, the model, and the others."""
+        return {
+            "dataset": tuple(self.grid.dataset),
+            "model": tuple(self.grid.model),
+            **{axis: tuple(values) for axis, values in self.grid.other.items()},
+        }
 
     @property
     def axes(self) -> dict[str, tuple[Scalar, ...]]:
         """Every axis with its values: the grid's, then the unstated choices' (default first)."""
-        grid: dict[str, tuple[Scalar, ...]] = {
-            "dataset": tuple(self.grid.dataset),
-            "model": tuple(self.grid.model),
-        }
-        return grid | {name: choice.values for name, choice in self.unstated.items()}
+        return self.grid_axes | {name: choice.values for name, choice in self.unstated.items()}
 
     @property
     def defaults(self) -> dict[str, Scalar]:
         """The default of every unstated choice."""
         return {name: choice.default for name, choice in self.unstated.items()}
+
+    @property
+    def measured(self) -> tuple[Metric, ...]:
+        """The main metric and the others that a report shows, each once."""
+        claimed = [claim.by for claim in self.claims if isinstance(claim, OrderClaim)]
+        inner = [
+            metric
+            for claim in self.claims
+            if isinstance(claim, InteriorClaim)
+            for metric in (claim.by, claim.chosen_by)
+        ]
+        return tuple(dict.fromkeys([self.main_metric, *self.also, *claimed, *inner]))
 
     def cells(
         self,
@@ -262,27 +215,54 @@ class Table(Frozen):
         """The cells to run: the grid restricted by ``only``, times the chosen values of the
         choices.
 
-        ``reduced`` takes the table's quick recipe, where it has one.
+        A choice that changes nothing for a cell is made once for it, by its default. ``reduced``
+        takes the table's quick recipe, where it has one.
 
         Raises ``UserError`` for an axis or a value that the table does not have.
         """
         wanted = {
-            axis: (values if axis in ("dataset", "model") else values[:1])
+            axis: (values if axis in self.grid_axes else values[:1])
             for axis, values in self.axes.items()
         }
         for axis, values in {**(only or {}), **(choices or {})}.items():
             if axis not in wanted:
                 raise unknown("axis", axis, wanted)
             wanted[axis] = tuple(dict.fromkeys(self._value(axis, value) for value in values))
+        seen = set()
         for combination in itertools.product(*wanted.values()):
             axes = dict(zip(wanted, combination, strict=True))
-            yield Cell(self, axes, reduced and self.quick is not None)
+            if any(left_out.items() <= axes.items() for left_out in self.without):
+                continue
+            cell = self._with_defaults(Cell(self, axes, reduced and self.quick is not None))
+            if cell.key not in seen:
+                seen.add(cell.key)
+                yield cell
+
+    def _with_defaults(self, cell: "Cell") -> "Cell":
+        """The same cell, named by the default of each choice that does not matter for it."""
+        for axis, default in self.defaults.items():
+            if cell.axes[axis] != default:
+                plain = Cell(self, {**cell.axes, axis: default}, cell.reduced)
+                if plain.key == cell.key:
+                    cell = plain
+        return cell
 
     def _value(self, axis: str, value: Scalar) -> Scalar:
         for allowed in self.axes[axis]:
             if value == allowed or (isinstance(value, str) and _as_number(value) == allowed):
                 return allowed
         raise unknown(axis, str(value), map(str, self.axes[axis]))
+
+    def changes(self, axes: Mapping[str, Scalar]) -> Iterator[Patch]:
+        """What the axes of a cell change, in the order in which they do: dataset, other axes of
+        the grid, the model's own recipe, the unstated choices."""
+        yield self.grid.dataset[str(axes["dataset"])]
+        for axis, values in self.grid.other.items():
+            yield values[axes[axis]]
+        yield Patch(recipe=self.grid.model[str(axes["model"])].recipe)
+        for axis, choice in self.unstated.items():
+            if all(axes[other] in allowed for other, allowed in choice.where.items()):
+                yield choice.patch(axis, axes[axis])
 
 
 @dataclass(frozen=True)
@@ -303,28 +283,52 @@ class Cell:
         return str(self.axes["dataset"])
 
     @property
+    def panel(self) -> str:
+        """The grid's axes but the model in words: what its models are compared within."""
+        return panel_of(self.axes, self.table.grid.other)
+
+    @cached_property
     def model(self) -> ModelSpec:
-        """The classifier."""
-        return self.table.grid.model[str(self.axes["model"])]
+        """What is trained, with what the axes change in it."""
+        spec = self.table.grid.model[str(self.axes["model"])]
+        changes = {
+            field: value
+            for patch in self.table.changes(self.axes)
+            for field, value in patch.model.items()
+            if field in FIELDS[spec.kind]
+        }
+        return spec if not changes else ModelSpec.model_validate({**_given(spec), **changes})
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The table's recipe with what dataset, axes, model and a reduced run change in it."""
+        merged = _given(self.table.recipe)
+        for patch in self.table.changes(self.axes):
+            merged = _merged(merged, patch.recipe)
+        if self.reduced and self.table.quick is not None:
+            merged = _merged(merged, self.table.quick.recipe)
+        return Recipe.model_validate(merged)
 
     @property
-    def recipe(self) -> Recipe:
-        """The recipe with the unstated choices filled in."""
-        chosen: dict[str, Any] = {name: self.axes[name] for name in self.table.unstated}
-        if self.reduced and self.table.quick is not None:
-            chosen["epochs"] = self.table.quick.epochs
-        return Recipe.model_validate({**self.table.recipe.model_dump(), **chosen})
+    def after(self) -> "Cell | None":
+        """The cell from whose weights this one starts."""
+        if self.model.after is None:
+            return None
+        return Cell(self.table, {**self.axes, "model": self.model.after}, self.reduced)
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """Everything that decides the result, but the seed."""
+        """Everything that decides the result, but the seed; defaults are left out."""
+        model = self.model.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})
+        after = {} if self.after is None else {"after": self.after.resolved}
         return {
             "dataset": self.dataset,
-            "model": self.model.model_dump(mode="json"),
-            "recipe": self.recipe.model_dump(mode="json"),
+            "model": model,
+            "recipe": self.recipe.model_dump(mode="json", exclude_defaults=True),
+            **after,
         }
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The identity of the cell."""
         return identity(self.table.id, self.table.version, self.resolved)
@@ -335,7 +339,17 @@ class Cell:
         return identity(self.table.id, self.table.version, self.resolved, seed)
 
     def __str__(self) -> str:
-        return " ".join(str(value) for value in self.axes.values())
+        return " ".join(_word(value) for value in self.axes.values())
+
+
+def panel_of(axes: Mapping[str, Scalar], others: Iterable[str]) -> str:
+    """A panel in words, from the values of its axes.
+
+    >>> panel_of({"dataset": "cifar10", "depth": 20.0}, ["depth"])
+    'cifar10, depth 20'
+    """
+    named = (f"{axis} {_word(axes[axis])}" for axis in others)
+    return ", ".join([str(axes["dataset"]), *named])
 
 
 def identity(*parts: Any) -> str:
@@ -346,6 +360,9 @@ def identity(*parts: Any) -> str:
     """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def table_names() -> list[str]:
@@ -371,7 +388,7 @@ def load_table(name: str) -> Table:
 def parse_table(text: str, name: str) -> Table:
     """The table in a YAML text; ``name`` stands in the error for one that does not fit."""
     try:
-        return Table.model_validate(yaml.safe_load(text))
+        return Table.model_validate(yaml.load(text, Loader=_Loader))  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
@@ -381,14 +398,32 @@ def parse_table(text: str, name: str) -> Table:
         raise UserError(f"{name}: {place + ': ' if place else ''}{reason}") from error
 
 
-def _models_of(claim: Claim) -> list[str]:
-    if isinstance(claim, OrderClaim):
-        return list(claim.order)
-    if isinstance(claim, CloseClaim):
-        return list(claim.close)
-    if isinstance(claim, ValueClaim):
-        return [claim.cell["model"]] if "model" in claim.cell else []
-    return []
+def _given(record: Frozen) -> dict[str, Any]:
+    """The fields that were given, as they were."""
+    return record.model_dump(exclude_unset=True)
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with what ``change`` has, field by field."""
+    merged = dict(base)
+    for key, value in change.items():
+        inner = merged.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = _merged(inner, value)
+        merged[key] = value
+    return merged
+
+
+def _patch(axis: str, value: Scalar) -> dict[str, Any]:
+    if axis in Recipe.model_fields:
+        return {"recipe": {axis: value}}
+    if axis in ModelSpec.model_fields:
+        return {"model": {axis: value}}
+    raise unknown("axis", axis, [*Recipe.model_fields, *ModelSpec.model_fields])
+
+
+def _word(value: Scalar) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _as_number(text: str) -> float | None:

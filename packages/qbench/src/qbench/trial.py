@@ -1,28 +1,45 @@
 """A trial's record and the folder that holds it: the truth about what was measured."""
 
+import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from qbench.errors import UserError
-from qbench.table import Cell, Frozen, Scalar, Table, identity
+from qbench.frozen import Frozen, Scalar
+from qbench.metrics import QUANTITIES
+from qbench.recipe import Recipe
+from qbench.table import Cell, Table, identity
 
-_VERSIONS = ("torch", "numpy", "scikit-learn", "quadnets-core", "quadnets-zoo", "quadnets-bench")
+_VERSIONS = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "quadnets-core",
+    "quadnets-zoo",
+    "quadnets-bench",
+)
 
 
 class Environment(Frozen):
     """Where a trial was run: recorded, never part of its identity.
 
-    ``seconds`` is the wall time of the whole block that held the trial, ``block`` its seeds.
+    ``seconds`` is the training time of the whole block that held the trial, over all its
+    interruptions, ``block`` its seeds, ``samples_per_second`` what all of them together went
+    through in training, ``memory`` the most bytes that the process, or the accelerator, held.
+    ``interruptions`` counts how often it was resumed from a checkpoint.
     """
 
     commit: str | None
@@ -33,14 +50,21 @@ class Environment(Frozen):
     started: float
     seconds: float
     block: tuple[int, ...]
+    samples_per_second: float | None = None
+    memory: int | None = None
+    interruptions: int = 0
+    compiled: bool = False
 
 
 class Result(Frozen):
     """What a trial left: one cell, one seed.
 
     ``metrics`` are the values after the last step, None where the trial diverged; ``history`` has
-    the same metrics along ``step``. Accuracies are in percent. Values that are not finite are
-    written as text, which JSON can hold.
+    those recorded along ``step``, at the times ``time`` in seconds since 1970. ``files`` are the
+    SHA-256 of what stands beside it: ``weights.safetensors`` of networks of the zoo,
+    ``arrays.safetensors`` of what figures draw; ``weights`` is that of the final parameters and
+    buffers, kept or not. Accuracies are in percent. Values that are not finite are written as text,
+    which JSON can hold.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
@@ -57,14 +81,32 @@ class Result(Frozen):
     parameters: int
     metrics: dict[str, float | None]
     step: tuple[int, ...]
+    time: tuple[float, ...]
     history: dict[str, tuple[float, ...]]
     snapshots: dict[int, dict[str, Any]]
+    weights: str
+    files: dict[str, str] = Field(default={})
     environment: Environment
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe it was trained by."""
+        return Recipe.model_validate(self.resolved["recipe"])
+
+    def value(self, metric: str) -> float | None:
+        """The final value of a metric, recorded or derived; None where the trial has none."""
+        quantity = QUANTITIES[metric]
+        if self.status == "diverged":
+            return quantity.of_diverged
+        if quantity.derive is None:
+            return self.metrics.get(metric)
+        value = quantity.derive(self.history)
+        return None if math.isnan(value) else value
 
 
 def values_by_seed(results: Iterable[Result], metric: str) -> dict[int, float]:
-    """The final value of a metric by seed; diverged trials have none."""
-    values = {result.seed: result.metrics.get(metric) for result in results}
+    """The final value of a metric by seed, for those that have one."""
+    values = {result.seed: result.value(metric) for result in results}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
@@ -94,24 +136,51 @@ class RunFolder:
     def _locks(self) -> Path:
         return self.path / ".locks"
 
-    def lock(self, cell: Cell) -> FileLock:
-        """The lock whose holder alone runs this cell; a killed holder frees it."""
-        return FileLock(self._locks / f"{cell.key}.lock")
+    def lock(self, name: str) -> FileLock:
+        """The lock whose holder alone runs the block of that name; a killed holder frees it."""
+        return FileLock(self._locks / f"{name}.lock")
+
+    def checkpoint_path(self, name: str) -> Path:
+        """The folder of the checkpoints of the block of that name."""
+        return self.path / ".checkpoints" / name
+
+    def trial_path(self, key: str) -> Path:
+        """The folder of the trial ``key``."""
+        return self.path / key
 
     def result_path(self, key: str) -> Path:
         """Where the result of the trial ``key`` stands."""
-        return self.path / key / "result.json"
+        return self.trial_path(key) / "result.json"
 
     def has(self, cell: Cell, seed: int) -> bool:
         """Whether the trial has a result."""
         return self.result_path(cell.trial_key(seed)).exists()
 
-    def write(self, result: Result) -> Path:
-        """Write a result, whole or not at all: to a file beside it, then one rename."""
+    def write(self, result: Result, files: Mapping[str, bytes] | None = None) -> Path:
+        """Write a result, whole or not at all: first what stands beside it, then, by one rename,
+        the record itself with the SHA-256 of each file."""
+        folder = self.trial_path(result.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in (files or {}).items():
+            write_whole(folder / name, content)
+        digests = {k: hashlib.sha256(content).hexdigest() for k, content in (files or {}).items()}
         path = self.result_path(result.key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, result.model_dump_json() + "\n")
+        complete = result.model_copy(update={"files": digests})
+        write_whole(path, complete.model_dump_json() + "\n")
         return path
+
+    def read_file(self, result: Result, name: str) -> bytes:
+        """A file beside a result.
+
+        Raises ``UserError`` where it is not there, or not what was written.
+        """
+        path = self.trial_path(result.key) / name
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != result.files.get(name):
+            raise UserError(
+                f"{path} is missing or damaged: delete {path.parent} and run the table again"
+            )
+        return content
 
     def results(self, cells: Iterable[Cell]) -> Iterator[Result]:
         """The recorded results of these cells, all seeds, in the order of the cells and seeds."""

@@ -1,24 +1,24 @@
 """Each claim of a paper against what was measured: a verdict in words."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from qbench.report.statistics import compare_paired, holm, summarize
-from qbench.report.wording import Verdict, format_number, format_p, metric_name
-from qbench.table import (
-    RISING,
-    Cell,
+from qbench.claim import (
     Claim,
     CloseClaim,
-    Frozen,
+    InteriorClaim,
     LimitClaim,
-    Metric,
     OrderClaim,
     RisesClaim,
-    Scalar,
-    Table,
     ValueClaim,
+    models_of,
 )
+from qbench.frozen import Frozen, Scalar
+from qbench.metrics import QUANTITIES, Metric
+from qbench.report.statistics import compare_paired, holm, summarize
+from qbench.report.wording import Verdict, format_number, format_p, format_value, metric_name
+from qbench.table import Cell, Table, panel_of
 from qbench.trial import Result, values_by_seed
 
 LEVEL = 0.05
@@ -31,7 +31,7 @@ class ClaimReport(Frozen):
     the test does not support, either way (p ≥ 0.05, paired, Holm over the claims of these
     choices), or that lost trials of another model than the praised one to divergence; *not
     tested* lacks results. ``models`` are the models it speaks of, ``subject``
-    the one it praises, where there is one; ``statement`` is the claim for any dataset, ``short``
+    the one it praises, where there is one; ``statement`` is the claim for any panel, ``short``
     in the fewest words; ``why`` gives the figures.
     """
 
@@ -40,7 +40,7 @@ class ClaimReport(Frozen):
     short: str
     subject: str | None
     source: str
-    dataset: str | None
+    panel: str | None
     models: list[str]
     choices: dict[str, Scalar]
     verdict: Verdict
@@ -48,7 +48,7 @@ class ClaimReport(Frozen):
 
 
 class _Sample:
-    """The results of one model on one dataset."""
+    """The results of one model in one panel."""
 
     def __init__(self, results: Sequence[Result]) -> None:
         self.results = results
@@ -75,26 +75,24 @@ def judge(
 
     A reduced run decides nothing: its figures are given, and the verdict is *not tested*.
     """
-    samples = {(cell.dataset, str(cell.axes["model"])): _Sample(results) for cell, results in group}
+    samples = {(cell.panel, str(cell.axes["model"])): _Sample(results) for cell, results in group}
+    panels = _panels(table)
     open_orders: list[tuple[int, Verdict, float]] = []
     reports: list[ClaimReport] = []
     for claim in table.claims:
-        datasets = (
-            list(table.grid.dataset) if claim.per == "dataset" else [_dataset_of(claim, table)]
-        )
-        for dataset in datasets:
-            verdict, why, p_value = _judge(claim, table, dataset, samples)
+        for panel in _panels_of(claim, panels):
+            verdict, why, p_value = _judge(claim, table, panel, samples)
             if p_value is not None:
                 open_orders.append((len(reports), verdict, p_value))
                 verdict = "not decided"
             reports.append(
                 ClaimReport(
-                    text=f"{_text(claim)} on {dataset}",
+                    text=f"{_text(claim)} on {panel}",
                     statement=_text(claim),
                     short=_short(claim),
                     subject=_subject(claim),
                     source=claim.source,
-                    dataset=dataset,
+                    panel=panel,
                     models=_models(claim, table),
                     choices=dict(choices),
                     verdict=verdict,
@@ -118,10 +116,10 @@ def judge(
 
 
 def _judge(
-    claim: Claim, table: Table, dataset: str, samples: Mapping[tuple[str, str], _Sample]
+    claim: Claim, table: Table, panel: str, samples: Mapping[tuple[str, str], _Sample]
 ) -> tuple[Verdict, str, float | None]:
     """What the means say, the figures, and the p-value where a test has yet to confirm it."""
-    found = [(model, samples.get((dataset, model))) for model in _models(claim, table)]
+    found = [(model, samples.get((panel, model))) for model in _models(claim, table)]
     missing = [model for model, sample in found if sample is None]
     if missing:
         return "not tested", f"no results for {', '.join(missing)}", None
@@ -157,6 +155,8 @@ def _judge(
             f"ends at {format_number(furthest, claim.limit)}",
             None,
         )
+    if isinstance(claim, InteriorClaim):
+        return _judge_interior(claim, present)
     return _judge_value(claim, present[str(claim.cell["model"])])
 
 
@@ -175,12 +175,32 @@ def _judge_value(claim: ValueClaim, sample: _Sample) -> tuple[Verdict, str, None
     return ("holds" if holds else "does not hold"), why, None
 
 
+def _judge_interior(
+    claim: InteriorClaim, present: Mapping[str, _Sample]
+) -> tuple[Verdict, str, float | None]:
+    """Whether the inner model that one metric chose is better than both ends by the other."""
+    direction = 1 if QUANTITIES[claim.chosen_by].rising else -1
+    best = max(
+        claim.interior[1:-1], key=lambda model: direction * present[model].mean(claim.chosen_by)
+    )
+    ends = (claim.interior[0], claim.interior[-1])
+    orders = [OrderClaim(order=(end, best), by=claim.by, source=claim.source) for end in ends]
+    judged = [_judge_order(order, present) for order in orders]
+    why = f"{best} is chosen; " + ", ".join(
+        f"against {end} {found[1]}" for end, found in zip(ends, judged, strict=True)
+    )
+    # both have to hold, so that the larger p decides; one that does not decides alone
+    failed = [found for found in judged if found[0] != "holds"]
+    verdict, _, p_value = (failed or sorted(judged, key=lambda found: found[2] or 0.0))[-1]
+    return verdict, why, p_value
+
+
 def _judge_order(
     claim: OrderClaim, present: Mapping[str, _Sample]
 ) -> tuple[Verdict, str, float | None]:
     """What the means say, and the p-value of the pair on which that rests."""
     means = [present[model].mean(claim.by) for model in claim.order]
-    direction = 1 if RISING[claim.by] else -1
+    direction = 1 if QUANTITIES[claim.by].rising else -1
     shown = [format_number(mean, claim.by, precise=True) for mean in means]
     leads = [direction * (better - worse) for worse, better in pairwise(means)]
     ordered = all(lead > 0 for lead in leads)
@@ -215,20 +235,30 @@ def _falls(results: Iterable[Result], metric: str) -> list[int]:
     ]
 
 
-def _dataset_of(claim: Claim, table: Table) -> str:
-    if isinstance(claim, ValueClaim) and "dataset" in claim.cell:
-        return claim.cell["dataset"]
-    return table.grid.dataset[0]
+def _panels(table: Table) -> dict[str, Mapping[str, Scalar]]:
+    """The table's panels, each with the values of the grid's axes that it stands for."""
+    axes = {axis: values for axis, values in table.grid_axes.items() if axis != "model"}
+    combined = (
+        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+    )
+    return {panel_of(values, table.grid.other): values for values in combined}
+
+
+def _panels_of(claim: Claim, panels: Mapping[str, Mapping[str, Scalar]]) -> list[str]:
+    """The panels that a claim is made for: every one, those it names, or the first."""
+    chosen = dict(claim.where)
+    if isinstance(claim, ValueClaim):
+        chosen |= {axis: (value,) for axis, value in claim.cell.items() if axis != "model"}
+    named = [
+        panel
+        for panel, values in panels.items()
+        if all(format_value(values[axis]) in allowed for axis, allowed in chosen.items())
+    ]
+    return named if claim.per == "panel" or chosen else named[:1]
 
 
 def _models(claim: Claim, table: Table) -> list[str]:
-    if isinstance(claim, OrderClaim):
-        return list(claim.order)
-    if isinstance(claim, CloseClaim):
-        return list(claim.close)
-    if isinstance(claim, ValueClaim):
-        return [str(claim.cell["model"])]
-    return list(table.grid.model)
+    return list(models_of(claim) or table.grid.model)
 
 
 def _subject(claim: Claim) -> str | None:
@@ -236,13 +266,14 @@ def _subject(claim: Claim) -> str | None:
         return claim.order[-1]
     if isinstance(claim, CloseClaim):
         return claim.close[0]
-    return str(claim.cell["model"]) if isinstance(claim, ValueClaim) else None
+    named = models_of(claim)
+    return named[0] if len(named) == 1 else None
 
 
 def _short(claim: Claim) -> str:
     if isinstance(claim, OrderClaim):
         word = metric_name(claim.by).split()[-1]
-        return f"{word} {'>' if RISING[claim.by] else '<'} {claim.order[-2]}"
+        return f"{word} {'>' if QUANTITIES[claim.by].rising else '<'} {claim.order[-2]}"
     if isinstance(claim, CloseClaim):
         return f"within {claim.within:g} of {claim.close[1]}"
     return _text(claim)
@@ -250,7 +281,7 @@ def _short(claim: Claim) -> str:
 
 def _text(claim: Claim) -> str:
     if isinstance(claim, OrderClaim):
-        better = " < " if RISING[claim.by] else " > "
+        better = " < " if QUANTITIES[claim.by].rising else " > "
         return f"{better.join(claim.order)} in {metric_name(claim.by)}"
     if isinstance(claim, CloseClaim):
         first, second = claim.close
@@ -259,5 +290,8 @@ def _text(claim: Claim) -> str:
         return f"{metric_name(claim.rises)} never falls"
     if isinstance(claim, LimitClaim):
         return f"{metric_name(claim.limit)} ends within {claim.within:g} of {claim.to:g}"
+    if isinstance(claim, InteriorClaim):
+        first, last = claim.interior[0], claim.interior[-1]
+        return f"best strictly between {first} and {last} in {metric_name(claim.by)}"
     spread = f" ± {claim.spread:g}" if claim.spread is not None else ""
     return f"{claim.cell['model']} reaches {claim.value:g}{spread} in {metric_name(claim.metric)}"

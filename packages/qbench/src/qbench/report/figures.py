@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from qbench.architecture import ModelSpec
+from qbench.metrics import Metric
 from qbench.report.drawing import (
     ALARM,
     GRID,
@@ -28,7 +30,6 @@ from qbench.report.drawing import (
 )
 from qbench.report.numbers import CellReport, Choices, Report
 from qbench.report.wording import format_value, listed, metric_name, metric_with_unit
-from qbench.table import Metric, ModelSpec
 from qbench.trial import Result
 
 _STRIPE = "#f4f6f8"
@@ -37,6 +38,9 @@ _FAMILIES = {
     "dense form": "#0072b2",
     "low-rank form": "#d55e00",
     "affine form": "#009e73",
+    "signed form": "#8a5a00",
+    "linear network": "#56748c",
+    "quadratic network": "#c2508f",
 }
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 
@@ -67,20 +71,21 @@ def figures_of(report: Report, results: Sequence[Result]) -> dict[str, Figure]:
 
 
 def accuracy_by_model(report: Report) -> Figure:
-    """The main metric of every cell with its 95 % interval: a panel per dataset, a row per model.
+    """The main metric of every cell with its 95 % interval: a panel for each combination of
+    the other axes of the grid, a row per model.
 
     Several combinations of the unstated choices stand side by side in a row, told apart by marker.
     The control is a line; with several combinations it is a tick beside each point, at the
     control's mean under the same choices. Cells with diverged trials carry a red cross and their
     number.
     """
-    datasets, models = report.datasets, list(report.models)
+    panels, models = report.panels, list(report.models)
     combinations = report.combinations
     control = report.control if report.control in models else None
     metric = report.cells[0].metric
     name = metric_name(metric).capitalize()
-    columns = min(2, len(datasets))
-    rows = math.ceil(len(datasets) / columns)
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
     row_height = max(0.27, 0.12 * len(combinations))
     figure = new_figure(
         f"{name} by model",
@@ -88,14 +93,14 @@ def accuracy_by_model(report: Report) -> Figure:
         height=rows * (row_height * len(models) + 0.75) + 1.2,
         mark=report.mark,
     )
-    for index, dataset in enumerate(datasets):
+    for index, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
         cells = {
             (str(cell.axes["model"]), report.choices_of(cell)): cell
             for cell in report.cells
-            if cell.axes["dataset"] == dataset
+            if cell.panel == panel
         }
-        style(axes, dataset, xlabel=metric_with_unit(metric))
+        style(axes, panel, xlabel=metric_with_unit(metric))
         _model_rows(axes, models)
         for place, choices in enumerate(combinations):
             offset = (place - (len(combinations) - 1) / 2) * 0.8 / len(combinations)
@@ -117,7 +122,7 @@ def accuracy_by_model(report: Report) -> Figure:
     _accuracy_legend(figure, report, models, combinations, control)
     shown = f", for {report.label(combinations)}" if len(combinations) > 1 else ""
     figure.set_label(
-        f"{name} by model on {listed(datasets)}{shown}: mean "
+        f"{name} by model on {listed(panels)}{shown}: mean "
         "over seeds with its 95 % interval"
         + (f"; the line is {control}, the control" if control and len(combinations) == 1 else "")
         + (f"; the ticks are {control} under the same choices" if control and shown else "")
@@ -131,17 +136,18 @@ def accuracy_by_model(report: Report) -> Figure:
 
 
 def learning_curves(report: Report, results: Sequence[Result], metric: Metric) -> Figure:
-    """A metric along training, one panel per dataset, one line per model, for the first choices.
+    """A metric along training, one panel for each combination of the other axes of the grid, one
+    line per model, for the first choices.
 
     Lines are means over the finished seeds, bands ± one standard deviation (n - 1). Where all
     seeds of a model diverged, the line is their mean as far as all of them were recorded and ends
     in a red cross; the panel names every model with diverged seeds.
     """
     shown = _default_results(report, results)
-    datasets = list(dict.fromkeys(str(result.axes["dataset"]) for result in shown))
+    panels = list(dict.fromkeys(report.panel_of(result) for result in shown))
     models = [m for m in report.models if any(result.axes["model"] == m for result in shown)]
-    columns = min(2, len(datasets))
-    rows = math.ceil(len(datasets) / columns)
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
     name = metric_name(metric).capitalize()
     choices = ", ".join(f"{axis} = {format_value(value)}" for axis, value in report.combinations[0])
     figure = new_figure(
@@ -150,24 +156,22 @@ def learning_curves(report: Report, results: Sequence[Result], metric: Metric) -
         height=2.9 * rows + 1.3,
         mark=report.mark,
     )
-    for index, dataset in enumerate(datasets):
+    for index, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
-        style(axes, dataset, xlabel="steps of gradient descent", ylabel=metric_with_unit(metric))
+        style(axes, panel, xlabel="steps", ylabel=metric_with_unit(metric))
         axes.grid(color=GRID, linewidth=0.6)
         lost: dict[str, list[str]] = {}
         lows: list[float] = []
         highs: list[float] = []
         for model in models:
-            of_model = [
-                r for r in shown if (r.axes["dataset"], r.axes["model"]) == (dataset, model)
-            ]
+            of_model = [r for r in shown if (report.panel_of(r), r.axes["model"]) == (panel, model)]
             recorded = [r for r in of_model if metric in r.history]
             if gone := sum(r.status == "diverged" for r in of_model):
                 lost.setdefault(f"{gone} of {len(of_model)}", []).append(model)
             alive = [r for r in recorded if r.status == "finished"]
             if alive or recorded:
                 mean = _draw_curve(
-                    axes, alive or recorded, metric, model, report.models[model], ended=not alive
+                    axes, alive or recorded, metric, model, _line(report, model), ended=not alive
                 )
                 lows.append(float(mean.min()))
                 highs.append(float(mean.max()))
@@ -175,12 +179,10 @@ def learning_curves(report: Report, results: Sequence[Result], metric: Metric) -
         if lost:
             counts = (f"{count} seeds of {', '.join(of)}" for count, of in lost.items())
             _note_below(axes, f"✕ diverged: {'; '.join(counts)}")
-    handles = [
-        Line2D([], [], label=_short(model), **_line(report.models[model])) for model in models
-    ]
+    handles = [Line2D([], [], label=_short(model), **_line(report, model)) for model in models]
     legend_below(figure, handles, columns=min(6, len(models)))
     figure.set_label(
-        f"{name} along training on {listed(datasets)}"
+        f"{name} along training on {listed(panels)}"
         + (f" for {choices}" if choices else "")
         + ", one line per model: mean over seeds, bands ± one standard deviation."
     )
@@ -199,8 +201,14 @@ def _short(name: str) -> str:
 
 
 def _family(model: ModelSpec) -> str:
-    if model.affine:
-        return "affine form"
+    if model.kind == "zoo":
+        plain = model.name.startswith("cifar_resnet") and model.quadratize is None
+        plain = model.options.get("neuron", "linear" if plain else "quadratic") == "linear"
+        return "linear network" if plain else "quadratic network"
+    if model.kind == "mlp":
+        return "linear network" if model.neuron == "linear" else "quadratic network"
+    if model.affine or model.signed:
+        return "affine form" if model.affine else "signed form"
     return {"linear": "linear", "dense": "dense form", "low_rank": "low-rank form"}[model.kind]
 
 
@@ -210,16 +218,29 @@ def _marker(place: int) -> dict[str, Any]:
     return {"marker": _MARKERS[place % len(_MARKERS)], **hollow}
 
 
-def _line(model: ModelSpec) -> dict[str, Any]:
-    """Line of a model: the hue of its family, darker with the rank; dense forms dashed."""
+def _line(report: Report, name: str) -> dict[str, Any]:
+    """Line of a model: the hue of its family, darker with the rank, or from one network of the
+    family to the next; dense forms dashed."""
+    model = report.models[name]
     base = np.array(mpl.colors.to_rgb(_FAMILIES[_family(model)]))
-    shades = {None: base, 1: base + (1 - base) * 0.45, 2: base + (1 - base) * 0.15, 3: base * 0.78}
-    colour = shades.get(model.rank, base * 0.55)
+    place = model.rank
+    if model.kind in ("mlp", "zoo"):
+        family = [key for key, m in report.models.items() if _family(m) == _family(model)]
+        place = family.index(name) + 1 if len(family) > 1 else None
     return {
-        "color": tuple(float(part) for part in colour),
-        "linewidth": 1.5 if model.rank else 2.0,
+        "color": tuple(float(part) for part in _shade(base, place)),
+        "linewidth": 1.5 if place else 2.0,
         "linestyle": (0, (5, 1.5)) if model.kind == "dense" else "-",
     }
+
+
+def _shade(base: np.ndarray[Any, Any], place: int | None) -> np.ndarray[Any, Any]:
+    """Lighter for the first, darker with each that follows; as it is without a place."""
+    if place is None:
+        return base
+    light = max(0.0, 0.45 - 0.3 * (place - 1))
+    dark = 1.0 - 0.75 * (1 - 0.8 ** max(0, place - 2))
+    return (base + (1 - base) * light) * (dark if place > 2 else 1.0)
 
 
 def _model_rows(axes: Axes, models: Sequence[str]) -> None:
@@ -352,7 +373,7 @@ def _draw_curve(
     results: Sequence[Result],
     metric: Metric,
     name: str,
-    model: ModelSpec,
+    line: Mapping[str, Any],
     *,
     ended: bool,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -360,11 +381,11 @@ def _draw_curve(
     steps = results[0].step[:points]
     values = np.array([result.history[metric][:points] for result in results])  # (seeds, points)
     mean = np.asarray(values.mean(0))
-    axes.plot(steps, mean, label=name, **_line(model))
+    axes.plot(steps, mean, label=name, **line)
     if len(values) > 1:
         spread = values.std(0, ddof=1)
         axes.fill_between(
-            steps, mean - spread, mean + spread, color=_line(model)["color"], alpha=0.1, linewidth=0
+            steps, mean - spread, mean + spread, color=line["color"], alpha=0.1, linewidth=0
         )
     if ended:
         cross(axes, steps[-1], float(mean[-1]))

@@ -5,10 +5,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from qbench.architecture import ModelSpec
+from qbench.claim import ValueClaim
+from qbench.frozen import Frozen, Scalar
+from qbench.metrics import Metric
 from qbench.report.claims import ClaimReport, judge
 from qbench.report.statistics import Comparison, compare_paired, holm, summarize
-from qbench.report.wording import format_value
-from qbench.table import Cell, Frozen, Metric, ModelSpec, Scalar, Table, ValueClaim
+from qbench.report.wording import format_value, listed
+from qbench.table import Cell, Table, panel_of
 from qbench.trial import Environment, Result, values_by_seed
 
 Choices = tuple[tuple[str, Scalar], ...]
@@ -45,6 +49,7 @@ class CellReport(Frozen):
     """
 
     axes: dict[str, Scalar]
+    panel: str
     metric: Metric
     mean: float | None
     std: float | None
@@ -63,7 +68,8 @@ class CellReport(Frozen):
 class Report(Frozen):
     """A table's report.
 
-    ``models`` says what each model is; ``control`` is the one that the others are compared with.
+    ``axes`` are the grid's beside dataset and model; ``models`` says what each model is;
+    ``control`` is the one that the others are compared with.
     ``choices`` are the unstated choices with the values that were run; ``expected`` is the number
     of trials of the whole table under these choices, ``recorded`` how many of them there are.
     ``warnings`` say that a run is reduced or partial, and stand on everything that shows it.
@@ -79,6 +85,7 @@ class Report(Frozen):
     recorded: int
     choices: dict[str, list[Scalar]]
     open_choices: dict[str, str]
+    axes: list[str]
     models: dict[str, ModelSpec]
     control: str | None
     warnings: list[str]
@@ -100,9 +107,10 @@ class Report(Frozen):
         return " · ".join(["REDUCED RUN"] * self.reduced + ["PARTIAL"] * partial)
 
     @property
-    def datasets(self) -> list[str]:
-        """The datasets that were run, in the order of the table."""
-        return list(dict.fromkeys(str(cell.axes["dataset"]) for cell in self.cells))
+    def panels(self) -> list[str]:
+        """The panels that were run, in the order of the table: the values of the grid's axes but
+        the model."""
+        return list(dict.fromkeys(cell.panel for cell in self.cells))
 
     @property
     def varied(self) -> list[str]:
@@ -115,16 +123,20 @@ class Report(Frozen):
         where they were."""
         return list(dict.fromkeys(self.choices_of(cell) for cell in self.cells))
 
+    def panel_of(self, result: Result) -> str:
+        """The panel of a result."""
+        return panel_of(result.axes, self.axes)
+
     def choices_of(self, cell: CellReport) -> Choices:
         """The unstated choices under which a cell was run."""
         return tuple((name, cell.axes[name]) for name in self.choices)
 
     def claims_of(self, cell: CellReport) -> list[ClaimReport]:
-        """The claims that praise a cell's model on its dataset, under its choices."""
+        """The claims that praise a cell's model in its panel, under its choices."""
         return [
             claim
             for claim in self.claims
-            if claim.dataset == cell.axes["dataset"]
+            if claim.panel == cell.panel
             and claim.subject == cell.axes["model"]
             and tuple(claim.choices.items()) == self.choices_of(cell)
         ]
@@ -169,6 +181,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         recorded=len(results),
         choices={name: _values_run(table, name, present) for name in table.unstated},
         open_choices={name: choice.why for name, choice in table.unstated.items()},
+        axes=list(table.grid.other),
         models={
             name: spec
             for name, spec in table.grid.model.items()
@@ -217,16 +230,16 @@ def _by_choices(
 def _cell_reports(table: Table, group: Sequence[tuple[Cell, list[Result]]]) -> list[CellReport]:
     """The cells of one combination of choices; Holm's correction is over all of them."""
     samples = {
-        (cell.dataset, str(cell.axes["model"])): values_by_seed(found, table.main_metric)
+        (cell.panel, str(cell.axes["model"])): values_by_seed(found, table.main_metric)
         for cell, found in group
     }
     comparisons: dict[tuple[str, str], Comparison] = {}
-    for (dataset, model), values in samples.items():
-        control = samples.get((dataset, table.control or ""))
+    for (panel, model), values in samples.items():
+        control = samples.get((panel, table.control or ""))
         if model != table.control and control:
             comparison = compare_paired(values, control)
             if comparison is not None:
-                comparisons[dataset, model] = comparison
+                comparisons[panel, model] = comparison
     tested = {place: c.p_value for place, c in comparisons.items() if c.p_value is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     return [_cell_report(table, cell, found, comparisons, adjusted) for cell, found in group]
@@ -239,17 +252,20 @@ def _cell_report(
     comparisons: Mapping[tuple[str, str], Comparison],
     adjusted: Mapping[tuple[str, str], float],
 ) -> CellReport:
-    place = (cell.dataset, str(cell.axes["model"]))
+    place = (cell.panel, str(cell.axes["model"]))
     summary = summarize(list(values_by_seed(found, table.main_metric).values()))
     steps = [result.diverged_at for result in found if result.diverged_at is not None]
     comparison = comparisons.get(place)
     others = {
         name: summarize(list(values_by_seed(found, name).values()))
-        for name in sorted({name for result in found for name in result.metrics})
+        for name in dict.fromkeys(
+            [*table.measured, *sorted({name for result in found for name in result.metrics})]
+        )
         if name != table.main_metric
     }
     return CellReport(
         axes=cell.axes,
+        panel=cell.panel,
         metric=table.main_metric,
         mean=summary.mean if summary else None,
         std=summary.std if summary else None,
@@ -300,14 +316,34 @@ def _warnings(
     warnings = []
     if reduced and table.quick:
         seeds = max(len(found) for _, found in present)
-        fewer = f" and {seeds} seeds instead of {table.seeds}" if seeds < table.seeds else ""
-        warnings.append(
-            f"REDUCED RUN: {table.quick.epochs} steps instead of {table.recipe.epochs}{fewer}; no "
-            "number here is the table's."
-        )
+        less = _reductions(table)
+        if seeds < table.seeds:
+            less.append(f"{seeds} seeds instead of {table.seeds}")
+        warnings.append(f"REDUCED RUN: {listed(less)}; no number here is the table's.")
     if recorded < expected:
         warnings.append(f"PARTIAL: {recorded} of {expected} trials are recorded.")
     return warnings
+
+
+_REDUCED = {
+    "epochs": "epochs",
+    "train_samples": "training samples",
+    "test_samples": "test samples",
+    "batch_size": "samples in a batch",
+}
+
+
+def _reductions(table: Table) -> list[str]:
+    """What a reduced run has less of, in words."""
+    recipe, changed = table.recipe, table.quick.recipe if table.quick else {}
+    less = []
+    for name, words in _REDUCED.items():
+        if name in changed:
+            given = getattr(recipe, name)
+            unit = "steps" if (name, recipe.batch_size) == ("epochs", None) else words
+            full = given if given is not None else "all"
+            less.append(f"{changed[name]} {unit} instead of {full}")
+    return less
 
 
 def _notes(
@@ -347,10 +383,10 @@ def _notes(
 
 def _command(table: Table, present: Sequence[tuple[Cell, list[Result]]], reduced: bool) -> str:
     options = []
-    for name, every in (("dataset", table.grid.dataset), ("model", tuple(table.grid.model))):
+    for name, every in table.grid_axes.items():
         used = [value for value in every if any(cell.axes[name] == value for cell, _ in present)]
         if len(used) < len(every):
-            options.append(f"--only {name}={','.join(used)}")
+            options.append(f"--only {name}={','.join(map(format_value, used))}")
     for name, choice in table.unstated.items():
         run = _values_run(table, name, present)
         if len(run) == len(choice.values) > 1:

@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from qbench.metrics import Metric
 from qbench.report.claims import ClaimReport
 from qbench.report.drawing import to_svg
 from qbench.report.numbers import CellReport, Choices, Report
@@ -22,7 +23,6 @@ from qbench.report.wording import (
     format_value,
     metric_with_unit,
 )
-from qbench.table import Metric
 from qbench.trial import write_whole
 
 
@@ -39,7 +39,7 @@ class ClaimRow:
 
 @dataclass(frozen=True)
 class Run:
-    """The cells of one dataset under one combination of choices."""
+    """The cells of one panel under one combination of choices."""
 
     label: str
     choices: Choices
@@ -74,7 +74,7 @@ def render_page(report: Report, figures: Mapping[str, Figure], json_name: str) -
         tallies=[_tally(report, choices) for choices in report.combinations],
         verdicts=VERDICTS,
         claims=claim_rows(report),
-        datasets=[(dataset, _runs(report, dataset)) for dataset in report.datasets],
+        panels=[(panel, _runs(report, panel)) for panel in report.panels],
         has_claims=any(cell.claim or report.claims_of(cell) for cell in report.cells),
         figures=[
             (name, figure.get_label(), inline_svg(name, figure)) for name, figure in figures.items()
@@ -135,10 +135,10 @@ def _tally(report: Report, choices: Choices) -> list[tuple[Verdict, str]]:
     ]
 
 
-def _runs(report: Report, dataset: str) -> list[Run]:
+def _runs(report: Report, panel: str) -> list[Run]:
     by_choices: dict[Choices, list[CellReport]] = {choices: [] for choices in report.combinations}
     for cell in report.cells:
-        if cell.axes["dataset"] == dataset:
+        if cell.panel == panel:
             by_choices[report.choices_of(cell)].append(cell)
     return [
         Run(report.label([choices]), choices, tuple(cells)) for choices, cells in by_choices.items()

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import nn
 
-from qbench.classifier import build_classifier
+from qbench.architecture import ModelSpec
+from qbench.build import build_model
 from qbench.report.drawing import (
     GRID,
     INK,
@@ -24,7 +25,6 @@ from qbench.report.drawing import (
     style,
 )
 from qbench.report.wording import format_value
-from qbench.table import ModelSpec
 from qbench.trial import Result
 from qcore import analysis
 
@@ -159,7 +159,7 @@ def margin_curve(results: Sequence[Result], *, mark: str = "") -> Figure:
 def _model_at(result: Result, step: int) -> nn.Module:
     """The model as it was recorded at a step, in double precision."""
     spec = ModelSpec.model_validate(result.resolved["model"])
-    model = build_classifier(spec, features=2, classes=2, init_scale=1.0, seed=0).double()
+    model = build_model(spec, (2,), 2, init_scale=1.0, seed=0).double()
     with torch.no_grad():
         for name, values in result.snapshots[step].items():
             model.get_parameter(name).copy_(torch.tensor(values, dtype=torch.float64))
@@ -172,7 +172,7 @@ def _in_the_plane(result: Result) -> bool:
 
 def _rate(result: Result) -> float:
     """The step size."""
-    return float(result.resolved["recipe"]["lr"])
+    return result.recipe.lr
 
 
 def _reduced(results: Iterable[Result]) -> str:

@@ -27,7 +27,7 @@ _SIDE_BY_SIDE = 4
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print the report: notes, one table per dataset, the claims, and what the open choices do."""
+    """Print the report: notes, one table per panel, the claims, and what the open choices do."""
     console.print(render(report))
 
 
@@ -39,14 +39,12 @@ def render(report: Report) -> RenderableType:
     for style, lines in (("bold red", report.warnings), ("yellow", report.notes)):
         parts += [Padding(Text(line, style=style), (0, 0, 0, 2)) for line in lines]
     main = report.combinations[0]
-    for dataset in report.datasets:
+    for panel in report.panels:
         rows = [
-            cell
-            for cell in report.cells
-            if cell.axes["dataset"] == dataset and report.choices_of(cell) == main
+            cell for cell in report.cells if cell.panel == panel and report.choices_of(cell) == main
         ]
         if rows:
-            parts.append(_dataset_grid(report, dataset, rows))
+            parts.append(_panel_grid(report, panel, rows))
     if len(report.combinations) > 1:
         parts += _choices_grids(report)
     parts += _claims_grids(report)
@@ -66,10 +64,10 @@ def _closing(report: Report) -> str:
     )
 
 
-def _dataset_grid(report: Report, dataset: str, cells: Sequence[CellReport]) -> Grid:
+def _panel_grid(report: Report, panel: str, cells: Sequence[CellReport]) -> Grid:
     choices = report.choices_of(cells[0])
     shown = ", ".join(f"{name}={format_value(value)}" for name, value in choices)
-    grid = _grid(f"{dataset} ({shown})")
+    grid = _grid(f"{panel} ({shown})")
     grid.add_column("model", no_wrap=True)
     # the unit below: every character counts where 80 columns hold claims too
     heading = metric_with_unit(cells[0].metric).replace(" (", "\n(")
@@ -120,40 +118,39 @@ def _choices_grids(report: Report) -> Iterator[Grid]:
     varied = ", ".join(report.varied)
     metric = metric_with_unit(report.cells[0].metric)
     by_place = {
-        (cell.axes["dataset"], cell.axes["model"], report.choices_of(cell)): cell
-        for cell in report.cells
+        (cell.panel, cell.axes["model"], report.choices_of(cell)): cell for cell in report.cells
     }
     for first in range(0, len(report.combinations), _SIDE_BY_SIDE):
         combinations = report.combinations[first : first + _SIDE_BY_SIDE]
         grid = _grid(f"What the paper leaves open decides: {metric} by {varied}")
-        grid.add_column("dataset", no_wrap=True)
+        grid.add_column("panel", no_wrap=True)
         grid.add_column("model", no_wrap=True)
         for choices in combinations:
             grid.add_column(_heading(report, choices), justify="right")
-        for dataset in report.datasets:
+        for panel in report.panels:
             for model in report.models:
-                cells = [by_place.get((dataset, model, choices)) for choices in combinations]
+                cells = [by_place.get((panel, model, choices)) for choices in combinations]
                 if any(cells):
-                    grid.add_row(dataset, model, *("" if c is None else _brief(c) for c in cells))
+                    grid.add_row(panel, model, *("" if c is None else _brief(c) for c in cells))
             grid.add_section()
         yield grid
 
 
 def _claims_grids(report: Report) -> Iterator[Grid]:
-    """A grid for each claim: one row per dataset, the verdicts under every combination."""
+    """A grid for each claim: one row per panel, the verdicts under every combination."""
     alone = len(report.combinations) == 1
     for statement in dict.fromkeys(claim.statement for claim in report.claims):
         claims = [claim for claim in report.claims if claim.statement == statement]
         grid = _grid(f"Claim: {statement}  ({claims[0].source})")
-        grid.add_column("dataset")
+        grid.add_column("panel")
         for choices in report.combinations:
             grid.add_column(_heading(report, choices) or "verdict")
         if alone:
             grid.add_column("measured")
-        by_place = {(claim.dataset, tuple(claim.choices.items())): claim for claim in claims}
-        for dataset in dict.fromkeys(claim.dataset for claim in claims):
-            found = [by_place.get((dataset, choices)) for choices in report.combinations]
-            row: list[RenderableType] = [str(dataset), *(_verdict(c, alone) for c in found)]
+        by_place = {(claim.panel, tuple(claim.choices.items())): claim for claim in claims}
+        for panel in dict.fromkeys(claim.panel for claim in claims):
+            found = [by_place.get((panel, choices)) for choices in report.combinations]
+            row: list[RenderableType] = [str(panel), *(_verdict(c, alone) for c in found)]
             grid.add_row(*row, *([found[0].why] if alone and found[0] else []))
         yield grid
 

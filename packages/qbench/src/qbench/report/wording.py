@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from qbench.table import Metric, Scalar
+from qbench.frozen import Scalar
+from qbench.metrics import QUANTITIES, Metric
 
 Verdict = Literal["holds", "does not hold", "not decided", "not tested"]
 Tone = Literal["good", "bad", "open", "none"]
@@ -16,14 +17,6 @@ VERDICTS: Mapping[Verdict, tuple[str, Tone]] = {
 }
 """Each verdict's symbol, and the tone to show it in."""
 
-_METRICS: Mapping[Metric, tuple[str, str]] = {
-    "test_accuracy": ("test accuracy", " (%)"),
-    "train_accuracy": ("training accuracy", " (%)"),
-    "train_loss": ("training loss", " (nats)"),
-    "test_loss": ("test loss", " (nats)"),
-    "margin": ("margin Δμ", ""),
-}
-
 
 def metric_name(metric: Metric) -> str:
     """A metric in words.
@@ -31,7 +24,7 @@ def metric_name(metric: Metric) -> str:
     >>> metric_name("train_loss")
     'training loss'
     """
-    return _METRICS[metric][0]
+    return QUANTITIES[metric].words
 
 
 def metric_with_unit(metric: Metric) -> str:
@@ -40,7 +33,8 @@ def metric_with_unit(metric: Metric) -> str:
     >>> metric_with_unit("test_accuracy")
     'test accuracy (%)'
     """
-    return "".join(_METRICS[metric])
+    quantity = QUANTITIES[metric]
+    return f"{quantity.words} ({quantity.unit})" if quantity.unit else quantity.words
 
 
 def format_number(
@@ -59,7 +53,7 @@ def format_number(
     """
     if value is None:
         return "–"
-    digits = (2 if precise else 1) if metric.endswith("accuracy") else 4
+    digits = (2 if precise else 1) if QUANTITIES[metric].percent else 4
     form = f"{'+' if sign else ''}.{digits}f" if abs(value) < 1e4 else ".2e"
     shown = f"{value:{form}}"
     if not sign and shown.startswith("-") and not shown.strip("-0."):

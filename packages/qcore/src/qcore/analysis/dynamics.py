@@ -1,5 +1,6 @@
 """How the normalised margin moves under gradient flow, and what DIQNN's theorem 2 says of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,7 @@ def margin_dynamics(
     y: Tensor,
     *,
     degree: float | None = None,
+    velocity: Mapping[str, Tensor] | None = None,
     batch_size: int = 256,
 ) -> MarginDynamics:
     r"""dΔμ/dt under gradient flow of the cross-entropy, beside the inner product of the proof.
@@ -91,6 +93,8 @@ def margin_dynamics(
         y: their classes as integers.
         degree: L; None measures it with :func:`homogeneity_degree`. For a model that is not
             homogeneous a number must be given; the derivative does not depend on it.
+        velocity: :math:`\dot\theta` by parameter name, such as minus the gradient of a small batch
+            that training is about to take; None is the gradient flow on these samples.
         batch_size: samples worked off at once; it only affects memory and speed.
 
     Shapes: x ``(N, *input)``, y ``(N,)``.
@@ -98,8 +102,8 @@ def margin_dynamics(
     Cost: three forward and three backward passes over the samples; one gradient in memory.
 
     Raises ``ValueError`` for a model that is not homogeneous where ``degree`` is None, for no
-    samples, shapes that do not match, and a sample whose output is 0, where no margin has a
-    derivative.
+    samples, shapes that do not match, a velocity of other parameters, and a sample whose output is
+    0, where no margin has a derivative.
 
     Source: DIQNN (arXiv 2307.13609), supplement 3.3, eq. 3.
 
@@ -125,25 +129,39 @@ def margin_dynamics(
     def loss(theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
         return functional.cross_entropy(function(theta, x), y, reduction="sum")
 
-    flow = {name: torch.zeros_like(value) for name, value in theta.items()}
-    for inputs, classes in batches:
-        for name, gradient in torch.func.grad(loss)(theta, inputs, classes).items():
-            flow[name] -= gradient.detach() / len(x)
-    pairs = [_outputs_and_velocity(function, theta, flow, inputs) for inputs, _ in batches]
+    if velocity is None:
+        flow = {name: torch.zeros_like(value) for name, value in theta.items()}
+        for inputs, classes in batches:
+            for name, gradient in torch.func.grad(loss)(theta, inputs, classes).items():
+                flow[name] -= gradient.detach() / len(x)
+    else:
+        _check_velocity(velocity, theta)
+        flow = {name: velocity[name].to(value) for name, value in theta.items()}
+    pairs = [_outputs_and_rates(function, theta, flow, inputs) for inputs, _ in batches]
     outputs = torch.cat([pair[0] for pair in pairs])  # Φ, (N, classes)
-    velocity = torch.cat([pair[1] for pair in pairs])  # dΦ/dt
+    rates = torch.cat([pair[1] for pair in pairs])  # dΦ/dt
     length = output_lengths(outputs)
     margins = torch.func.grad(lambda outputs: normalized_margin(outputs, y, "none").sum())
-    derivatives = (margins(outputs) * velocity).sum(-1)  # a sample's margin sees its own outputs
+    derivatives = (margins(outputs) * rates).sum(-1)  # a sample's margin sees its own outputs
     other = rivals(outputs, y)
     position = flatten(theta)
     growth = degree * (position @ flatten(flow)) / (position @ position)  # d log ‖θ‖^L / dt
-    inner = (lead(velocity, y, other) - growth * lead(outputs, y, other)) / length
-    drift = (outputs * velocity).sum(-1) / length**2 - growth
+    inner = (lead(rates, y, other) - growth * lead(outputs, y, other)) / length
+    drift = (outputs * rates).sum(-1) / length**2 - growth
     return MarginDynamics(derivatives, inner, drift, degree)
 
 
-def _outputs_and_velocity(
+def _check_velocity(velocity: Mapping[str, Tensor], theta: Parameters) -> None:
+    given = {name: tuple(value.shape) for name, value in velocity.items()}
+    needed = {name: tuple(value.shape) for name, value in theta.items()}
+    if given != needed:
+        raise ValueError(
+            f"velocity has the shapes {given}, but the trainable parameters have {needed}: give "
+            "one tensor for each, under its name"
+        )
+
+
+def _outputs_and_rates(
     function: Function, theta: Parameters, flow: Parameters, x: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Φ and dΦ/dt where θ moves along the flow."""

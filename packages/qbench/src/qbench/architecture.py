@@ -1,0 +1,90 @@
+"""What a table trains, as data."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from qbench.frozen import Frozen
+
+
+class Convolution(Frozen):
+    """One convolution without padding, with bias, and ReLU: in front of a classifier."""
+
+    channels: int = Field(ge=1)
+    kernel: int = Field(ge=1)
+    stride: int = Field(default=1, ge=1)
+
+
+FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "linear": frozenset({"convolution"}),
+        "dense": frozenset({"affine", "convolution"}),
+        "low_rank": frozenset({"rank", "signed", "affine", "convolution"}),
+        "mlp": frozenset({"hidden", "neuron", "neuron_rank", "bias", "activation"}),
+        "zoo": frozenset({"name", "depth", "options", "quadratize", "after"}),
+    }
+)
+"""The fields that only some kinds of models have."""
+
+
+class ModelSpec(Frozen):
+    """A model of a table: a classifier on flattened inputs, or a network.
+
+    Kinds: ``linear``, without bias; ``dense``, one quadratic form per class; ``low_rank``, each of
+    rank ``rank``; these three may stand behind a ``convolution``. ``mlp``: layers of ``hidden``
+    neurons with ReLU between them, linear unless ``neuron`` says which. ``zoo``: a model of timm's
+    or the zoo's by ``name``, in which ``{depth}`` stands for ``depth``, made with ``options``;
+    ``quadratize`` names the neuron that its convolutions become.
+
+    ``after`` names the model of the same table, trained with the same seed, from whose weights this
+    one starts. ``start`` gives parameters at the start by name; without it they are drawn from the
+    seed. ``recipe`` is what this model changes in the table's.
+
+    >>> ModelSpec(kind="low_rank", rank=2).kind
+    'low_rank'
+    """
+
+    kind: Literal["linear", "dense", "low_rank", "mlp", "zoo"]
+    rank: int | None = Field(default=None, ge=1)
+    signed: bool = False
+    affine: bool = False
+    convolution: Convolution | None = None
+    hidden: tuple[int, ...] = ()
+    neuron: str = "linear"
+    neuron_rank: int | None = Field(default=None, ge=1)
+    bias: bool = True
+    activation: Literal["relu", "square"] = "relu"
+    name: str = ""
+    depth: int | None = Field(default=None, ge=1)
+    options: dict[str, Any] = Field(default={})
+    quadratize: str | None = None
+    after: str | None = None
+    start: dict[str, Any] = Field(default={})
+    recipe: dict[str, Any] = Field(default={})
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ModelSpec":
+        if (self.kind == "low_rank") != (self.rank is not None):
+            raise ValueError("rank belongs to kind low_rank, and only to it")
+        if self.kind == "linear" and self.affine:
+            raise ValueError("affine belongs to quadratic forms, not to kind linear")
+        for field in sorted(frozenset().union(*FIELDS.values()) - FIELDS[self.kind]):
+            if getattr(self, field) != type(self).model_fields[field].default:
+                homes = [kind for kind, fields in FIELDS.items() if field in fields]
+                raise ValueError(f"{field} belongs to kind {' or '.join(homes)}, not {self.kind}")
+        if self.kind == "zoo" and not self.name:
+            raise ValueError("kind zoo needs a name")
+        if self.kind == "mlp" and not self.hidden:
+            raise ValueError("kind mlp needs hidden, the widths of its hidden layers")
+        return self
+
+    @property
+    def full_name(self) -> str:
+        """The zoo's name, with the depth filled in.
+
+        >>> ModelSpec(kind="zoo", name="qresnet{depth}_compact", depth=56).full_name
+        'qresnet56_compact'
+        """
+        return self.name.replace("{depth}", str(self.depth))

@@ -1,0 +1,175 @@
+"""Models from a table's entries, each drawn under its own seed."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+import qcore
+from qbench.architecture import ModelSpec
+from qbench.errors import UserError
+from qbench.recipe import Strategy
+from qcore import LowRankForm, Quadratic, QuadraticForm, QuadraticLinear, ReLinear
+
+MOST_DENSE_FEATURES = 1024
+"""Features that a dense form takes: ten classes of 1024 have 5.2 million parameters."""
+
+
+def build_model(
+    spec: ModelSpec,
+    shape: tuple[int, ...],
+    classes: int,
+    init_scale: float,
+    seed: int,
+    strategy: Strategy | None = None,
+    trained: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """A network from inputs of ``shape`` to ``classes``, its parameters drawn under ``seed`` alone.
+
+    The global random state is left as it was. ``init_scale`` scales the outputs at the start: for
+    linear layers it multiplies PyTorch's initial weights. ``trained`` is the state of the network
+    that ``spec.after`` names.
+
+    Raises ``UserError`` for a dense form on more than 1024 features.
+
+    >>> build_model(ModelSpec(kind="low_rank", rank=2), (4,), 3, 1.0, seed=0)
+    LowRankForm(in_features=4, out_features=3, rank=2, signed=False, affine=False)
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if spec.kind == "zoo":
+            model = _zoo(spec, shape, classes, trained)
+        elif spec.kind == "mlp":
+            model = _mlp(spec, shape, classes, init_scale)
+        else:
+            model = _classifier(spec, shape, classes, init_scale)
+        _place(model, strategy or Strategy(), keep=spec.kind == "zoo")
+    with torch.no_grad():
+        for name, values in spec.start.items():
+            parameter = model.get_parameter(name)
+            parameter.copy_(torch.tensor(values, dtype=parameter.dtype))
+    return model
+
+
+def _classifier(
+    spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: float
+) -> nn.Module:
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    features = _product(shape)
+    if spec.convolution is not None:
+        layer = spec.convolution
+        if len(shape) != 3 or min(shape[1:]) < layer.kernel:
+            raise UserError(
+                f"a convolution of {layer.kernel}×{layer.kernel} does not fit inputs of shape "
+                f"{shape}: choose images, and a kernel no larger than they are"
+            )
+        parts["convolution"] = nn.Conv2d(shape[0], layer.channels, layer.kernel, layer.stride)
+        parts["relu"] = nn.ReLU()
+        sides = [(side - layer.kernel) // layer.stride + 1 for side in shape[1:]]
+        features = layer.channels * _product(tuple(sides))
+    if spec.kind == "dense" and features > MOST_DENSE_FEATURES:
+        raise UserError(
+            f"a dense form on {features} features has {classes * features * (features + 1) // 2} "
+            f"parameters, and {MOST_DENSE_FEATURES} features are the most: choose a low-rank form, "
+            "or a convolution with a larger stride or fewer channels"
+        )
+    head = _head(spec, features, classes, init_scale)
+    if len(shape) == 1:
+        return head
+    return nn.Sequential(OrderedDict([*parts.items(), ("flatten", nn.Flatten()), ("head", head)]))
+
+
+def _head(spec: ModelSpec, features: int, classes: int, init_scale: float) -> nn.Module:
+    if spec.kind == "linear":
+        # beside a convolution with its bias the classifier has one as well, as any in PyTorch
+        linear = nn.Linear(features, classes, bias=spec.convolution is not None)
+        with torch.no_grad():
+            linear.weight.mul_(init_scale)
+        return linear
+    if spec.rank is None:
+        return QuadraticForm(features, classes, affine=spec.affine, init_scale=init_scale)
+    return LowRankForm(
+        features,
+        classes,
+        spec.rank,
+        signed=spec.signed,
+        affine=spec.affine,
+        init_scale=init_scale,
+    )
+
+
+def _mlp(spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: float) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten()] if len(shape) > 1 else []
+    widths = [_product(shape), *spec.hidden, classes]
+    for i in range(len(widths) - 1):
+        if i:
+            layers.append(nn.ReLU() if spec.activation == "relu" else _Square())
+        layers.append(_layer(spec, widths[i], widths[i + 1]))
+    if init_scale != 1.0:
+        last = layers[-1]
+        with torch.no_grad():
+            for branch in last.values() if isinstance(last, Quadratic) else [last]:
+                for parameter in branch.parameters():
+                    parameter.mul_(init_scale)
+    return nn.Sequential(*layers)
+
+
+def _layer(spec: ModelSpec, inputs: int, outputs: int) -> nn.Module:
+    if spec.neuron == "linear":
+        return nn.Linear(inputs, outputs, bias=spec.bias)
+    return QuadraticLinear(
+        inputs, outputs, bias=spec.bias, neuron=spec.neuron, rank=spec.neuron_rank
+    )
+
+
+class _Square(nn.Module):
+    """The quadratic activation z²."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x
+
+
+def _zoo(
+    spec: ModelSpec, shape: tuple[int, ...], classes: int, trained: Mapping[str, Tensor] | None
+) -> nn.Module:
+    # timm takes seconds to import, and only these models need it
+    import timm
+
+    import qzoo  # noqa: F401 - registers the zoo's models
+
+    model: nn.Module = timm.create_model(
+        spec.full_name, num_classes=classes, in_chans=shape[0], **spec.options
+    )
+    if trained is not None:
+        model.load_state_dict(dict(trained))
+    if spec.quadratize is not None:
+        model = qcore.quadratize(model, spec.quadratize, include=nn.Conv2d)
+    return model
+
+
+def _place(model: nn.Module, strategy: Strategy, *, keep: bool) -> None:
+    """Move quadratic layers to where the strategy starts; ``keep`` if they are at the reference.
+
+    Neurons without a linear reference stay as they were drawn.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, Quadratic)]
+    if not layers or any(layer.reference is None for layer in layers):
+        return
+    if strategy.start == "reference":
+        if not keep:
+            ReLinear().init_(model)
+        return
+    for layer in layers:
+        for letter, branch in layer.branches_zero_at_reference().items():
+            branch.reset_parameters()  # type: ignore[operator]
+            if isinstance(bias := getattr(branch, "bias", None), Tensor):
+                with torch.no_grad():  # what PyTorch draws is the whole constant, offset included
+                    bias.sub_(layer.offsets[letter])
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

@@ -1,0 +1,134 @@
+"""Image datasets: bytes in memory, a fixed test part, and how bytes become inputs."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from sklearn import model_selection
+from torch import Tensor
+
+from qbench.catalogue import DATASETS
+from qbench.data.root import check_files, data_root
+from qbench.data.tabular import arrays
+from qbench.recipe import Recipe
+
+Part = tuple[Tensor, Tensor]
+"""Images ``(N, C, H, W)`` uint8 and their classes ``(N,)`` int64."""
+
+_VALIDATION_SEED = 0
+_ORDER_SEED = 1
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def load_images(name: str, root: Path | None = None) -> tuple[Part, Part]:
+    """Training and test images of a dataset, as they were published.
+
+    Raises ``UserError`` naming file, folder and the command that mends it, for images that are not
+    under ``root``, or damaged.
+    """
+    if name == "digits32":
+        return _digits()
+    return _from_files(name, data_root(root))
+
+
+@lru_cache(maxsize=2)
+def _from_files(name: str, root: Path) -> tuple[Part, Part]:
+    check_files(name, root)
+    kind = getattr(torchvision.datasets, DATASETS[name].torchvision)
+    return _part(kind(root, train=True)), _part(kind(root, train=False))
+
+
+def _part(dataset: object) -> Part:
+    data = torch.as_tensor(dataset.data)  # type: ignore[attr-defined]
+    images = data.unsqueeze(1) if data.dim() == 3 else data.permute(0, 3, 1, 2)
+    return images.contiguous(), torch.as_tensor(dataset.targets)  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[Part, Part]:
+    """8×8 digits of 17 grey levels, each pixel four by four; a fifth of each class is the test."""
+    x, y = arrays("digits")
+    levels = np.rint(x * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    images = levels.repeat(4, axis=2).repeat(4, axis=3)
+    train_x, test_x, train_y, test_y = model_selection.train_test_split(
+        images, y, test_size=0.2, stratify=y, random_state=0
+    )
+    return (
+        (torch.from_numpy(train_x), torch.from_numpy(train_y.astype(np.int64))),
+        (torch.from_numpy(test_x), torch.from_numpy(test_y.astype(np.int64))),
+    )
+
+
+def parts(stored: tuple[Part, Part], recipe: Recipe) -> tuple[Part, Part, Part]:
+    """Training, validation and test images of a recipe; the same for every seed.
+
+    The validation part is drawn from the training images; what a reduced run takes of the rest, and
+    of the test images, are the first so many of a random order.
+    """
+    (x, y), test = stored
+    order = _order(len(y), _VALIDATION_SEED)
+    chosen, rest = order[: recipe.validation], order[recipe.validation :]
+    # in the published order, so that without validation nothing is moved
+    rest = rest.sort().values
+    train = (x[rest], y[rest]) if recipe.validation else (x, y)
+    return (
+        _some(train, recipe.train_samples),
+        (x[chosen], y[chosen]),
+        _some(test, recipe.test_samples),
+    )
+
+
+def _some(part: Part, count: int | None) -> Part:
+    x, y = part
+    if count is None or count >= len(y):
+        return part
+    chosen = _order(len(y), _ORDER_SEED)[:count]
+    return x[chosen], y[chosen]
+
+
+def _order(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def preparation(pixels: str, train: Tensor) -> Callable[[Tensor], Tensor]:
+    """The function from bytes ``(..., C, H, W)`` to float32 inputs.
+
+    ``standardised`` takes mean and standard deviation of each channel over the training images.
+    """
+    mean, std = normalisation(pixels, train)
+    scale = (1.0 / (255.0 * std)).view(-1, 1, 1)
+    shift = (-mean / std).view(-1, 1, 1)
+    if scale.unique().numel() == 1 and not shift.any():
+        factor = scale.unique().item()
+        return lambda x: x.to(torch.float32).mul_(factor)
+
+    def prepare(x: Tensor) -> Tensor:
+        return x.to(torch.float32).mul_(scale.to(x.device)).add_(shift.to(x.device))
+
+    return prepare
+
+
+def _histogram(values: Tensor) -> Tensor:
+    """The share of each byte: ``(256,)``."""
+    counts = sum(torch.bincount(part.flatten(), minlength=256) for part in values.split(4096))
+    return torch.as_tensor(counts, dtype=torch.float64) / values.numel()
+
+
+def normalisation(pixels: str, train: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, of pixels from 0 to 1: ``(C,)`` each."""
+    channels = train.shape[1]
+    if pixels == "standardised":
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        share = torch.stack([_histogram(train[:, i]) for i in range(channels)])  # (C, 256)
+        mean = share @ levels
+        variance = (share * (levels - mean.unsqueeze(1)) ** 2).sum(1)
+        return mean.float(), variance.sqrt().float()
+    if pixels == "imagenet":
+        mean, std = (torch.tensor(values) for values in IMAGENET)
+        # grey images are grey in all three channels
+        return (mean, std) if channels == 3 else (mean.mean(0, keepdim=True), std.mean(0, True))
+    shift, scale = {"raw": (0.0, 1 / 255), "unit": (0.0, 1.0), "centred": (0.5, 0.5)}[pixels]
+    return torch.full((channels,), shift), torch.full((channels,), scale)

@@ -1,0 +1,144 @@
+"""The quantities that tables measure, one entry each: in words, with unit and direction.
+
+Some are recorded along training; the others are derived from such a record, and need no new run.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from types import MappingProxyType
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from qbench.errors import unknown
+
+History = Mapping[str, Sequence[float]]
+"""The recorded quantities of a trial, each along the recorded steps."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a metric is called, its unit, whether more of it is better, and how it is shown.
+
+    ``derive`` computes it from a trial's history, where it is not recorded itself; NaN where the
+    history does not have what it needs. ``of_diverged`` is the value of a trial that diverged,
+    where it has one. ``percent`` shows one decimal, or two where values are compared.
+    """
+
+    words: str
+    unit: str = ""
+    rising: bool = True
+    percent: bool = False
+    derive: Callable[[History], float] | None = None
+    of_diverged: float | None = None
+
+
+def _best(name: str) -> Callable[[History], float]:
+    return lambda history: max(history.get(name, ()), default=math.nan)
+
+
+def _mean(name: str) -> Callable[[History], float]:
+    return lambda history: fmean(history[name]) if history.get(name) else math.nan
+
+
+def _selected(history: History) -> float:
+    """Test accuracy where the validation accuracy was best, first of equals."""
+    chosen, measured = history.get("validation_accuracy", ()), history.get("test_accuracy", ())
+    if not chosen or not measured:
+        return math.nan
+    return measured[max(range(len(chosen)), key=lambda i: (chosen[i], -i))]
+
+
+def _rises(history: History) -> float:
+    """The share of recorded steps, in percent, to which the margin rose or stayed."""
+    pairs = list(pairwise(history.get("margin", ())))
+    return 100 * fmean(after >= before for before, after in pairs) if pairs else math.nan
+
+
+def _correlation(history: History) -> float:
+    """Pearson's correlation of the margin with the test accuracy along the recorded steps."""
+    margin, accuracy = history.get("margin", ()), history.get("test_accuracy", ())
+    if len(margin) < 3 or len(margin) != len(accuracy):
+        return math.nan
+    a = [value - fmean(margin) for value in margin]
+    b = [value - fmean(accuracy) for value in accuracy]
+    length = math.hypot(*a) * math.hypot(*b)
+    return math.fsum(x * y for x, y in zip(a, b, strict=True)) / length if length else math.nan
+
+
+def _gap(history: History) -> float:
+    """‖margin's rate − inner product‖ relative to ‖margin's rate‖, along the recorded steps."""
+    rate, product = history.get("margin_rate", ()), history.get("inner_product", ())
+    if not rate or len(rate) != len(product) or not math.hypot(*rate):
+        return math.nan
+    return math.dist(rate, product) / math.hypot(*rate)
+
+
+def _learned(history: History) -> float:
+    """100 where the training accuracy ended at 50 % or more, 0 where it did not."""
+    accuracy = history.get("train_accuracy", ())
+    return 100.0 * (accuracy[-1] >= 50.0) if accuracy else math.nan
+
+
+QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
+    {
+        "test_accuracy": Quantity("test accuracy", "%", percent=True),
+        "train_accuracy": Quantity("training accuracy", "%", percent=True),
+        "validation_accuracy": Quantity("validation accuracy", "%", percent=True),
+        "train_loss": Quantity("training loss", "nats", rising=False),
+        "test_loss": Quantity("test loss", "nats", rising=False),
+        "validation_loss": Quantity("validation loss", "nats", rising=False),
+        "margin": Quantity("margin Δμ"),
+        "margin_rate": Quantity("rate of the margin, dΔμ/dt measured"),
+        "inner_product": Quantity("inner product of the proof"),
+        "drift": Quantity("drift of a_n, mean |d log a_n/dt|", rising=False),
+        "lower_bound": Quantity("lower bound of theorem 2"),
+        "best_test_accuracy": Quantity(
+            "best epoch on test", "%", percent=True, derive=_best("test_accuracy")
+        ),
+        "selected_test_accuracy": Quantity(
+            "test accuracy at the best validation epoch", "%", percent=True, derive=_selected
+        ),
+        "mean_test_accuracy": Quantity(
+            "mean test accuracy along training", "%", percent=True, derive=_mean("test_accuracy")
+        ),
+        "margin_rises": Quantity(
+            "recorded steps to which the margin rose", "%", percent=True, derive=_rises
+        ),
+        "margin_correlation": Quantity(
+            "correlation of margin and test accuracy", derive=_correlation
+        ),
+        "equality_gap": Quantity(
+            "relative gap between both sides of the equality", rising=False, derive=_gap
+        ),
+        "learned": Quantity(
+            "trials that learned (training accuracy of 50 % or more)",
+            "%",
+            percent=True,
+            derive=_learned,
+            of_diverged=0.0,
+        ),
+        "retained_1": Quantity("test accuracy with 1 eigenvector", "%", percent=True),
+        "retained_3": Quantity("test accuracy with 3 eigenvectors", "%", percent=True),
+        "retained_10": Quantity("test accuracy with 10 eigenvectors", "%", percent=True),
+        "similarity": Quantity("|cosine| of leading eigenvector and spike-triggered average"),
+        "similarity_others": Quantity("|cosine| with the averages of the other classes"),
+        "pieces": Quantity("polynomial pieces on an interval"),
+        "degree": Quantity("largest degree of a piece"),
+        "dimension": Quantity("dimension of the set of functions"),
+    }
+)
+"""Every metric by name. Accuracies are in percent, losses in nats."""
+
+
+def _known(name: Any) -> str:
+    if name not in QUANTITIES:
+        raise ValueError(str(unknown("metric", str(name), QUANTITIES)))
+    return str(name)
+
+
+Metric = Annotated[str, AfterValidator(_known)]
+"""A name in :data:`QUANTITIES`."""

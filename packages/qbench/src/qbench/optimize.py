@@ -1,0 +1,87 @@
+"""Optimiser, schedule, strategy, clipping and precision, as a recipe names them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+
+from qbench.recipe import Recipe
+from qcore import ReLinear
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """The optimiser over all parameters, with ReLinear inside its steps where the recipe has it."""
+    strategy = ReLinear(**recipe.strategy.relinear) if recipe.strategy.relinear else None
+    groups: Any = (
+        strategy.param_groups(model, recipe.lr, recipe.weight_decay)
+        if strategy
+        else model.parameters()
+    )
+    if recipe.optimizer == "sgd":
+        optimizer: Optimizer = torch.optim.SGD(
+            groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return strategy.attach(optimizer) if strategy else optimizer
+
+
+def make_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> LRScheduler | None:
+    """The schedule, which takes a step after each of the optimiser's; None for a constant rate."""
+    steps = recipe.epochs * steps_per_epoch
+    if recipe.schedule == "step":
+        drops = [epoch * steps_per_epoch for epoch in recipe.milestones]
+        return LambdaLR(
+            optimizer, lambda step: recipe.factor ** sum(step >= drop for drop in drops)
+        )
+    if recipe.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, steps)
+    if recipe.schedule == "one_cycle":
+        return OneCycleLR(optimizer, recipe.lr, total_steps=max(steps, 1), cycle_momentum=False)
+    return None
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, most: float) -> None:
+    """Scale the gradient of each seed down to the norm ``most``, as torch does for one model.
+
+    Parameters have a leading dimension of seeds.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)  # (S,)
+    scale = (most / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Whether CUDA's float32 products are TF32: only where that is the recipe's precision."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    allowed = name == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def autocast(recipe: Recipe, device: str) -> torch.autocast:
+    """The context of forward passes in half precision; it does nothing for the others."""
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
+    return torch.autocast(device, dtype=half, enabled=half is not None)
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimiser's tensors, such as momenta, under ``<parameter>.<name>``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": value
+        for index, of in state.items()
+        for name, value in of.items()
+        if isinstance(value, Tensor)
+    }

@@ -1,0 +1,177 @@
+"""What some tables measure beside loss, accuracy and margin: along training, and at its end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from qbench.loop import Training
+from qbench.recipe import Recipe
+from qcore import LowRankForm, QuadraticForm, normalized_margin, truncate_head
+from qcore.analysis import (
+    eigenvector_similarity,
+    margin_bound,
+    margin_dynamics,
+    spectrum,
+    spike_triggered_average,
+)
+
+Probe = Callable[[Training], dict[str, Tensor]]
+
+SAMPLES = 2000
+"""Training samples at which theorem 2's equality is measured."""
+
+BOUND_ENTRIES = 2**25
+"""Numbers in the gradients from which its bound is computed, at no more than 512 samples."""
+
+RETAINED = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 400)
+"""Numbers of eigenvectors that are kept."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is measured of one seed when its training has ended."""
+
+    parameters: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+
+
+def make_probe(recipe: Recipe) -> Probe | None:
+    """What the recipe measures at each recorded step."""
+    return theorem2 if "theorem2" in recipe.probes else None
+
+
+def finish(training: Training) -> list[Findings]:
+    """What the recipe measures at the end, for each seed."""
+    found = []
+    for i in range(len(training.seeds)):
+        model = replica(training, i)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        diverged = training.curves[i].diverged_at is not None
+        if "spectrum" in training.recipe.probes and not diverged:
+            metrics, arrays = _spectrum(model, training, i)
+            found.append(Findings(parameters, metrics, arrays))
+        else:
+            found.append(Findings(parameters))
+    return found
+
+
+def replica(training: Training, index: int) -> nn.Module:
+    """A seed's model by itself, in eval mode, with copies of its parameters."""
+    model = training.model.replica(index)
+    return model.eval()
+
+
+def theorem2(training: Training) -> dict[str, Tensor]:
+    r"""Both sides of the equality in the proof of theorem 2, where training goes next.
+
+    With the velocity v of the step to come, minus the gradient of its batch,
+
+    .. math::
+        \frac{\Delta\mu(\theta + \eta v) - \Delta\mu(\theta)}{\eta} \quad\text{and}\quad
+        \Big\langle \frac1N \sum_n \frac{\alpha_n}{\lVert\Phi_n\rVert}, v \Big\rangle ,
+
+    the mean size of the drift of a_n, and the theorem's lower bound, over the first 2000 training
+    samples; the bound over at most 512 of them. In double precision.
+
+    Source: DIQNN (arXiv 2307.13609), supplement 3.3 and figure 4.
+    """
+    rows = []
+    for i in range(len(training.seeds)):
+        model = replica(training, i).double()
+        samples = training.problem.train
+        x, y = (part[i][:SAMPLES] for part in next(samples.chunks(SAMPLES)))
+        x = x.double()
+        theta = {name: value.detach() for name, value in model.named_parameters()}
+        velocity = _velocity(model, theta, training, i)
+        lr = training.recipe.lr
+        moved = {name: value + lr * velocity[name] for name, value in theta.items()}
+        with torch.no_grad():
+            before, after = (
+                normalized_margin(functional_call(model, at, (x,)), y) for at in (theta, moved)
+            )
+        dynamics = margin_dynamics(model, x, y, velocity=velocity)
+        size = sum(value.numel() for value in theta.values())
+        few = max(2, min(512, BOUND_ENTRIES // size))
+        bound = margin_bound(model, x[:few], y[:few], degree=dynamics.degree, samples=few)
+        rows.append(
+            {
+                "margin_rate": (after - before) / lr,
+                "inner_product": dynamics.inner_product,
+                "drift": dynamics.drift.abs().mean(),
+                "lower_bound": torch.tensor(bound.lower_bound),
+            }
+        )
+    return {name: torch.stack([row[name].detach().cpu() for row in rows]) for name in rows[0]}
+
+
+def _velocity(
+    model: nn.Module, theta: dict[str, Tensor], training: Training, index: int
+) -> dict[str, Tensor]:
+    """Minus the gradient of the loss on the batch of the step to come; on the last, of the one
+    before."""
+    x, y = training.batch()
+    parameters = {name: value.clone().requires_grad_() for name, value in theta.items()}
+    total = torch.zeros((), dtype=torch.float64, device=y.device)
+    gradient = {name: torch.zeros_like(value) for name, value in theta.items()}
+    for part, classes in zip(x[index].split(SAMPLES), y[index].split(SAMPLES), strict=True):
+        logits = functional_call(model, parameters, (part.double(),))
+        total = nn.functional.cross_entropy(logits, classes, reduction="sum") / len(y[index])
+        found = torch.autograd.grad(total, list(parameters.values()))
+        for name, value in zip(parameters, found, strict=True):
+            gradient[name] -= value
+    return gradient
+
+
+def _spectrum(
+    model: nn.Module, training: Training, index: int
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Test accuracy with the leading eigenvectors alone, and what these look like.
+
+    Source: DIQNN (arXiv 2307.13609), figure 2 and the supplement's figure 2.
+    """
+    *front, head = model.children() if isinstance(model, nn.Sequential) else (model,)
+    if not isinstance(head, QuadraticForm | LowRankForm):
+        raise TypeError(f"probe spectrum needs a quadratic classifier, not {type(head).__name__}")
+    trunk = nn.Sequential(*front)
+    parts = {
+        name: [
+            (trunk(x[index]).detach(), y[index])
+            for x, y in getattr(training.problem, name).chunks(SAMPLES)
+        ]
+        for name in ("train", "test")
+    }
+    features = head.in_features
+    ranks = [rank for rank in RETAINED if rank < features]
+    accuracies = [_accuracy(truncate_head(head, rank)[0], parts["test"]) for rank in ranks]
+    ranks.append(features)
+    accuracies.append(_accuracy(head, parts["test"]))
+    averages = spike_triggered_average(head, parts["train"])
+    similarity = eigenvector_similarity(head, averages).abs()  # (classes, classes)
+    own = similarity.diagonal()
+    others = (similarity.sum(1) - own) / (len(own) - 1)
+    found = spectrum(head)
+    metrics = {
+        **{f"retained_{k}": a for k, a in zip(ranks, accuracies, strict=True) if k in (1, 3, 10)},
+        "similarity": float(own.nanmean()),
+        "similarity_others": float(others.nanmean()),
+    }
+    arrays = {
+        "retained": torch.tensor(ranks),
+        "retained_accuracy": torch.tensor(accuracies),
+        "eigenvalues": found.values.float().contiguous(),
+        "leading": found.vectors[:, 0].float().contiguous(),
+        "average": averages.mean.float().contiguous(),
+        "similarity": similarity.float().contiguous(),
+    }
+    return metrics, {name: value.detach().cpu() for name, value in arrays.items()}
+
+
+@torch.no_grad()
+def _accuracy(head: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
+    """Percent correct."""
+    right = sum(int((head(x).argmax(-1) == y).sum()) for x, y in batches)
+    return 100 * right / sum(len(y) for _, y in batches)

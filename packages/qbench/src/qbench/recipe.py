@@ -1,0 +1,98 @@
+"""How a trial is trained, as data."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from qbench.frozen import Frozen
+
+Factors = float | tuple[float, float]
+"""One of ReLinear's factors, or a pair of them: for g and for b."""
+
+
+class Strategy(Frozen):
+    """How the quadratic parameters are held near the linear network: ReLinear, in its terms.
+
+    Without it they train as all others. ``start`` is where they begin: at the linear
+    ``reference``, or ``conventional``, drawn as PyTorch draws every layer.
+
+    >>> Strategy(lr_g=1e-5, lr_b=1e-5).relinear
+    {'lr_g': 1e-05, 'lr_b': 1e-05}
+    """
+
+    start: Literal["reference", "conventional"] = "reference"
+    gamma: Factors | None = None
+    alpha: Factors | None = None
+    beta: Factors | None = None
+    lr_g: float | None = None
+    lr_b: float | None = None
+    weight_decay: Literal["reference", "published"] | None = None
+
+    @property
+    def relinear(self) -> dict[str, Any]:
+        """The arguments of :class:`qcore.ReLinear`; empty for training as all others."""
+        return self.model_dump(exclude={"start"}, exclude_none=True)
+
+
+class Recipe(Frozen):
+    """How a trial is trained, on the cross-entropy.
+
+    ``batch_size`` None is full-batch gradient descent: an epoch is a step. ``lr`` is per step.
+    ``schedule``: ``step`` multiplies it by ``factor`` at the epochs ``milestones``, ``cosine``
+    takes it to 0 over all steps, ``one_cycle`` is PyTorch's. ``reduction``: the loss is the
+    ``mean`` or the ``sum`` over a batch. ``margin_weight`` λ subtracts λ Δμ from it. ``clip_norm``
+    bounds the norm of each seed's gradient. ``explosion``: a training loss of more than so many
+    times the first one counts as diverged, as one that is not finite always does.
+
+    ``scaling`` is of tables, fitted on the training part alone; ``pixels`` of images: ``raw`` is 0
+    to 255, ``unit`` 0 to 1, ``centred`` -1 to 1, ``standardised`` by the mean and standard
+    deviation of the training images' channels, ``imagenet`` by those of ImageNet. ``test_fraction``
+    splits tables; ``validation`` images are taken off the training part, by a seed of their own.
+    ``train_samples`` and ``test_samples`` take the first so many of a random order, once for all:
+    of reduced runs.
+
+    A point of every curve is recorded each ``log_every`` steps, or at the end of every ``epoch``,
+    and at the end. ``train_metrics``: ``measured`` on the whole training part at that point, or
+    ``running``, the mean over the batches since the point before. Parameters are recorded at the
+    steps ``snapshots``. ``probes`` measure more at each point.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    batch_size: int | None = Field(default=None, ge=1)
+    epochs: int = Field(ge=1)
+    schedule: Literal["constant", "step", "cosine", "one_cycle"] = "constant"
+    milestones: tuple[int, ...] = ()
+    factor: float = Field(default=0.1, gt=0)
+    reduction: Literal["mean", "sum"] = "mean"
+    margin_weight: float = 0.0
+    clip_norm: float | None = Field(default=None, gt=0)
+    explosion: float | None = Field(default=None, gt=1)
+    strategy: Strategy = Strategy()
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    scaling: Literal["raw", "maxabs", "minmax", "standard"] = "raw"
+    pixels: Literal["raw", "unit", "centred", "standardised", "imagenet"] = "unit"
+    augment: tuple[Literal["crop", "flip", "cutout"], ...] = ()
+    init_scale: float = Field(default=1.0, ge=0)
+    test_fraction: float = Field(default=0.0, ge=0, lt=1)
+    validation: int = Field(default=0, ge=0)
+    train_samples: int | None = Field(default=None, ge=1)
+    test_samples: int | None = Field(default=None, ge=1)
+    log_every: int | Literal["epoch"] = Field(default=1)
+    train_metrics: Literal["measured", "running"] = "measured"
+    snapshots: tuple[int, ...] = ()
+    probes: tuple[Literal["theorem2", "spectrum"], ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        if self.log_every != "epoch" and self.log_every < 1:
+            raise ValueError("log_every counts steps from 1 on, or is epoch")
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("milestones belong to schedule step, and only to it")
+        if self.batch_size is None and self.train_metrics == "running":
+            raise ValueError("train_metrics: a full batch is measured, not running")
+        if self.optimizer == "adamw" and self.momentum:
+            raise ValueError("momentum belongs to sgd: adamw has its own")
+        return self
