@@ -22,7 +22,7 @@ FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
         "linear": frozenset({"convolution"}),
         "dense": frozenset({"affine", "convolution"}),
         "low_rank": frozenset({"rank", "signed", "affine", "convolution"}),
-        "mlp": frozenset({"hidden", "neuron", "neuron_rank", "bias", "activation"}),
+        "mlp": frozenset({"hidden", "neuron", "neuron_rank", "bias", "activation", "as_large_as"}),
         "zoo": frozenset({"name", "depth", "options", "quadratize", "after"}),
     }
 )
@@ -34,13 +34,16 @@ class ModelSpec(Frozen):
 
     Kinds: ``linear``, without bias; ``dense``, one quadratic form per class; ``low_rank``, each of
     rank ``rank``; these three may stand behind a ``convolution``. ``mlp``: layers of ``hidden``
-    neurons with ReLU between them, linear unless ``neuron`` says which. ``zoo``: a model of timm's
-    or the zoo's by ``name``, in which ``{depth}`` stands for ``depth``, made with ``options``;
-    ``quadratize`` names the neuron that its convolutions become.
+    neurons, linear unless ``neuron`` says which, each followed by an ``activation``, of which
+    ``square`` is z², and a linear output; wider by one factor where it is to be ``as_large_as``, in
+    parameters, one of another neuron. ``zoo``: a model of timm's or the zoo's by ``name``, in which
+    ``{depth}`` stands for ``depth``, made with ``options``; ``quadratize`` names the neuron that
+    its convolutions become.
 
     ``after`` names the model of the same table, trained with the same seed, from whose weights this
     one starts. ``start`` gives parameters at the start by name; without it they are drawn from the
-    seed. ``recipe`` is what this model changes in the table's.
+    seed. ``recipe`` is what this model changes in the table's, ``on`` what it is on a dataset:
+    fields that replace these, or a whole model of another kind.
 
     >>> ModelSpec(kind="low_rank", rank=2).kind
     'low_rank'
@@ -55,7 +58,8 @@ class ModelSpec(Frozen):
     neuron: str = "linear"
     neuron_rank: int | None = Field(default=None, ge=1)
     bias: bool = True
-    activation: Literal["relu", "square"] = "relu"
+    activation: Literal["relu", "square", "identity"] = "relu"
+    as_large_as: str | None = None
     name: str = ""
     depth: int | None = Field(default=None, ge=1)
     options: dict[str, Any] = Field(default={})
@@ -63,6 +67,7 @@ class ModelSpec(Frozen):
     after: str | None = None
     start: dict[str, Any] = Field(default={})
     recipe: dict[str, Any] = Field(default={})
+    on: dict[str, dict[str, Any]] = Field(default={})
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelSpec":

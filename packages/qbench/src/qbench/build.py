@@ -1,7 +1,9 @@
 """Models from a table's entries, each drawn under its own seed."""
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -101,18 +103,39 @@ def _head(spec: ModelSpec, features: int, classes: int, init_scale: float) -> nn
 
 def _mlp(spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: float) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()] if len(shape) > 1 else []
-    widths = [_product(shape), *spec.hidden, classes]
-    for i in range(len(widths) - 1):
-        if i:
-            layers.append(nn.ReLU() if spec.activation == "relu" else _Square())
-        layers.append(_layer(spec, widths[i], widths[i + 1]))
-    if init_scale != 1.0:
-        last = layers[-1]
-        with torch.no_grad():
-            for branch in last.values() if isinstance(last, Quadratic) else [last]:
-                for parameter in branch.parameters():
-                    parameter.mul_(init_scale)
-    return nn.Sequential(*layers)
+    inputs = _product(shape)
+    widths = (inputs, *_hidden(spec, inputs, classes))
+    for before, after in pairwise(widths):
+        if spec.activation == "square":
+            # a linear neuron and the quadratic activation z² are this neuron
+            layers.append(QuadraticLinear(before, after, neuron="squared_output"))
+            continue
+        layers.append(_layer(spec, before, after))
+        if spec.activation == "relu":
+            layers.append(nn.ReLU())
+    output = nn.Linear(widths[-1], classes, bias=spec.bias)
+    with torch.no_grad():
+        for parameter in output.parameters():
+            parameter.mul_(init_scale)
+    return nn.Sequential(*layers, output)
+
+
+def _hidden(spec: ModelSpec, inputs: int, outputs: int) -> tuple[int, ...]:
+    """The hidden widths, multiplied by the least factor with which the parameters suffice."""
+    if spec.as_large_as is None:
+        return spec.hidden
+
+    def parameters(neuron: str, hidden: tuple[int, ...]) -> int:
+        of, linear = qcore.get_neuron(neuron), qcore.get_neuron("linear")
+        inside = sum(b * of.cost(a).parameters for a, b in pairwise((inputs, *hidden)))
+        return inside + outputs * linear.cost(hidden[-1]).parameters
+
+    wanted = parameters(spec.as_large_as, spec.hidden)
+    for extra in itertools.count(spec.hidden[0]):
+        hidden = tuple(round(width * extra / spec.hidden[0]) for width in spec.hidden)
+        if parameters(spec.neuron, hidden) >= wanted:
+            return hidden
+    raise AssertionError  # the count does not end
 
 
 def _layer(spec: ModelSpec, inputs: int, outputs: int) -> nn.Module:
@@ -121,13 +144,6 @@ def _layer(spec: ModelSpec, inputs: int, outputs: int) -> nn.Module:
     return QuadraticLinear(
         inputs, outputs, bias=spec.bias, neuron=spec.neuron, rank=spec.neuron_rank
     )
-
-
-class _Square(nn.Module):
-    """The quadratic activation z²."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * x
 
 
 def _zoo(

@@ -37,6 +37,8 @@ DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
         "wisconsin": DatasetInfo((30,), 2, 569, words="Breast cancer Wisconsin, with scikit-learn"),
         "digits": DatasetInfo((64,), 10, 1797, words="Handwritten digits, with scikit-learn"),
         "xor": DatasetInfo((2,), 2, 4, words="The four points of XOR"),
+        "line": DatasetInfo((1,), 1, 0, words="No data: networks of one input"),
+        "space": DatasetInfo((6,), 1, 0, words="No data: networks of six inputs"),
         "digits32": DatasetInfo(
             (1, 32, 32),
             10,

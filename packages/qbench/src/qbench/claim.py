@@ -12,12 +12,12 @@ from qbench.metrics import Metric
 class _Claim(Frozen):
     """What every claim has: where it stands in the paper, and the panels that it is made for.
 
-    ``per: panel`` makes it for every combination of the grid's other axes, ``where`` for those with
-    these values alone.
+    ``per: panel`` makes it for every combination of the grid's other axes, ``pooled`` for all of
+    them together, ``where`` for those with these values alone.
     """
 
     source: str
-    per: Literal["panel"] | None = None
+    per: Literal["panel", "pooled"] | None = None
     where: dict[str, tuple[str, ...]] = Field(default={})
 
 

@@ -23,6 +23,7 @@ from qbench.checkpoint import Checkpoints
 from qbench.data import load_problem
 from qbench.data.root import check_files, data_root, downloadable
 from qbench.errors import UserError
+from qbench.expressivity import measure_networks
 from qbench.loop import Curve, Training
 from qbench.probes import Findings, finish, make_probe
 from qbench.stack import side_by_side
@@ -220,6 +221,8 @@ def _run(
         checkpoints.remove()
     together = tuple(kept.values["seeds"]) if kept else seeds
     started = time.time()
+    if cell.table.experiment == "expressivity":
+        return _measure(folder, cell, seeds, setting, on_progress)
     training = _training(folder, cell, together, setting)
     facts: dict[str, Any] = {"started": started, "interruptions": 0, "versions": versions()}
     if kept is not None:
@@ -266,6 +269,25 @@ def _run(
         raise failed
     checkpoints.remove()
     return added
+
+
+def _measure(
+    folder: RunFolder,
+    cell: Cell,
+    seeds: tuple[int, ...],
+    setting: Setting,
+    on_progress: Callable[[float], None],
+) -> list[Result]:
+    """Networks as they are drawn; seconds each, so that an interrupted block begins again."""
+    started = time.time()
+    found = measure_networks(cell, seeds, on_progress)
+    environment = _environment(setting, seeds, started, time.time() - started)
+    results = []
+    for seed, (model, curve) in zip(seeds, found, strict=True):
+        findings = Findings(sum(parameter.numel() for parameter in model.parameters()))
+        state = model.state_dict()
+        results.append(_write(folder, cell, seed, curve, state, findings, environment))
+    return results
 
 
 def _training(folder: RunFolder, cell: Cell, seeds: tuple[int, ...], setting: Setting) -> Training:

@@ -121,9 +121,12 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
             derive=_learned,
             of_diverged=0.0,
         ),
-        "retained_1": Quantity("test accuracy with 1 eigenvector", "%", percent=True),
-        "retained_3": Quantity("test accuracy with 3 eigenvectors", "%", percent=True),
-        "retained_10": Quantity("test accuracy with 10 eigenvectors", "%", percent=True),
+        "kept_1": Quantity("test accuracy with 1 eigenvector", "%", percent=True),
+        "kept_3": Quantity("test accuracy with 3 eigenvectors", "%", percent=True),
+        "kept_10": Quantity("test accuracy with 10 eigenvectors", "%", percent=True),
+        "lost_10": Quantity(
+            "test accuracy lost where 10 eigenvectors are kept", "%", rising=False, percent=True
+        ),
         "similarity": Quantity("|cosine| of leading eigenvector and spike-triggered average"),
         "similarity_others": Quantity("|cosine| with the averages of the other classes"),
         "pieces": Quantity("polynomial pieces on an interval"),

@@ -155,7 +155,8 @@ def _spectrum(
     others = (similarity.sum(1) - own) / (len(own) - 1)
     found = spectrum(head)
     metrics = {
-        **{f"retained_{k}": a for k, a in zip(ranks, accuracies, strict=True) if k in (1, 3, 10)},
+        **{f"kept_{k}": a for k, a in zip(ranks, accuracies, strict=True) if k in (1, 3, 10)},
+        "lost_10": accuracies[-1] - accuracies[ranks.index(10)],
         "similarity": float(own.nanmean()),
         "similarity_others": float(others.nanmean()),
     }

@@ -14,7 +14,8 @@ class Strategy(Frozen):
     """How the quadratic parameters are held near the linear network: ReLinear, in its terms.
 
     Without it they train as all others. ``start`` is where they begin: at the linear
-    ``reference``, or ``conventional``, drawn as PyTorch draws every layer.
+    ``reference``, or ``conventional``, drawn as PyTorch draws every layer. ``vary`` names one
+    factor of one branch, which is ``value``; the other branch then stays linear.
 
     >>> Strategy(lr_g=1e-5, lr_b=1e-5).relinear
     {'lr_g': 1e-05, 'lr_b': 1e-05}
@@ -27,11 +28,23 @@ class Strategy(Frozen):
     lr_g: float | None = None
     lr_b: float | None = None
     weight_decay: Literal["reference", "published"] | None = None
+    vary: Literal["gamma_g", "gamma_b", "alpha_g", "alpha_b", "beta_g", "beta_b"] | None = None
+    value: float | None = None
 
     @property
     def relinear(self) -> dict[str, Any]:
         """The arguments of :class:`qcore.ReLinear`; empty for training as all others."""
-        return self.model_dump(exclude={"start"}, exclude_none=True)
+        given = self.model_dump(exclude={"start", "vary", "value"}, exclude_none=True)
+        if self.vary is not None:
+            factor, _, branch = self.vary.partition("_")
+            given[factor] = (self.value, 0.0) if branch == "g" else (0.0, self.value)
+        return given
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Strategy":
+        if self.vary is not None and self.value is None:
+            raise ValueError(f"vary: {self.vary} needs a value")
+        return self
 
 
 class Recipe(Frozen):

@@ -291,6 +291,10 @@ class Cell:
     def model(self) -> ModelSpec:
         """What is trained, with what the axes change in it."""
         spec = self.table.grid.model[str(self.axes["model"])]
+        if self.dataset in spec.on:
+            there = spec.on[self.dataset]
+            own = {"recipe": spec.recipe} if "kind" in there else _given(spec)
+            spec = ModelSpec.model_validate(_merged(own, there))
         changes = {
             field: value
             for patch in self.table.changes(self.axes)
@@ -319,7 +323,7 @@ class Cell:
     @property
     def resolved(self) -> dict[str, Any]:
         """Everything that decides the result, but the seed; defaults are left out."""
-        model = self.model.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})
+        model = self.model.model_dump(mode="json", exclude_defaults=True, exclude={"recipe", "on"})
         after = {} if self.after is None else {"after": self.after.resolved}
         return {
             "dataset": self.dataset,

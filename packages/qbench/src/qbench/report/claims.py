@@ -1,7 +1,8 @@
 """Each claim of a paper against what was measured: a verdict in words."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from qbench.claim import (
@@ -19,7 +20,7 @@ from qbench.metrics import QUANTITIES, Metric
 from qbench.report.statistics import compare_paired, holm, summarize
 from qbench.report.wording import Verdict, format_number, format_p, format_value, metric_name
 from qbench.table import Cell, Table, panel_of
-from qbench.trial import Result, values_by_seed
+from qbench.trial import Result
 
 LEVEL = 0.05
 
@@ -48,20 +49,28 @@ class ClaimReport(Frozen):
 
 
 class _Sample:
-    """The results of one model in one panel."""
+    """The results of one model in one panel, or in several."""
 
     def __init__(self, results: Sequence[Result]) -> None:
         self.results = results
 
-    def values(self, metric: Metric) -> dict[int, float]:
-        return values_by_seed(self.results, metric)
+    def values(self, metric: Metric) -> dict[Hashable, float]:
+        """The final values by seed and panel: what models are compared within."""
+        values: dict[Hashable, float] = {}
+        for result in self.results:
+            if (value := result.value(metric)) is not None:
+                place = tuple(v for axis, v in result.axes.items() if axis != "model")
+                values[result.seed, place] = value
+        return values
 
     def mean(self, metric: Metric) -> float:
+        """The mean of the final values; NaN where there are none."""
         values = self.values(metric).values()
-        return sum(values) / len(values)
+        return sum(values) / len(values) if values else math.nan
 
     @property
     def diverged(self) -> int:
+        """How many trials diverged."""
         return sum(result.status == "diverged" for result in self.results)
 
 
@@ -80,8 +89,8 @@ def judge(
     open_orders: list[tuple[int, Verdict, float]] = []
     reports: list[ClaimReport] = []
     for claim in table.claims:
-        for panel in _panels_of(claim, panels):
-            verdict, why, p_value = _judge(claim, table, panel, samples)
+        for panel, members in _places_of(claim, panels):
+            verdict, why, p_value = _judge(claim, table, _pooled(members, samples))
             if p_value is not None:
                 open_orders.append((len(reports), verdict, p_value))
                 verdict = "not decided"
@@ -116,15 +125,16 @@ def judge(
 
 
 def _judge(
-    claim: Claim, table: Table, panel: str, samples: Mapping[tuple[str, str], _Sample]
+    claim: Claim, table: Table, samples: Mapping[str, _Sample]
 ) -> tuple[Verdict, str, float | None]:
     """What the means say, the figures, and the p-value where a test has yet to confirm it."""
-    found = [(model, samples.get((panel, model))) for model in _models(claim, table)]
+    found = [(model, samples.get(model)) for model in _models(claim, table)]
     missing = [model for model, sample in found if sample is None]
     if missing:
         return "not tested", f"no results for {', '.join(missing)}", None
     present = {model: sample for model, sample in found if sample is not None}
-    lost = {model: s for model, s in present.items() if s.diverged}
+    counted = isinstance(claim, OrderClaim) and QUANTITIES[claim.by].of_diverged is not None
+    lost = {} if counted else {model: s for model, s in present.items() if s.diverged}
     if lost:
         counts = (
             f"{model} diverged in {s.diverged} of {len(s.results)}" for model, s in lost.items()
@@ -244,8 +254,11 @@ def _panels(table: Table) -> dict[str, Mapping[str, Scalar]]:
     return {panel_of(values, table.grid.other): values for values in combined}
 
 
-def _panels_of(claim: Claim, panels: Mapping[str, Mapping[str, Scalar]]) -> list[str]:
-    """The panels that a claim is made for: every one, those it names, or the first."""
+def _places_of(
+    claim: Claim, panels: Mapping[str, Mapping[str, Scalar]]
+) -> list[tuple[str, list[str]]]:
+    """Where a claim is made, in words, and the panels that it is: every one by itself, all that it
+    names together, or the first."""
     chosen = dict(claim.where)
     if isinstance(claim, ValueClaim):
         chosen |= {axis: (value,) for axis, value in claim.cell.items() if axis != "model"}
@@ -254,7 +267,20 @@ def _panels_of(claim: Claim, panels: Mapping[str, Mapping[str, Scalar]]) -> list
         for panel, values in panels.items()
         if all(format_value(values[axis]) in allowed for axis, allowed in chosen.items())
     ]
-    return named if claim.per == "panel" or chosen else named[:1]
+    if claim.per == "pooled" and len(named) > 1:
+        return [("all panels together", named)]
+    return [(panel, [panel]) for panel in (named if claim.per or chosen else named[:1])]
+
+
+def _pooled(
+    panels: Sequence[str], samples: Mapping[tuple[str, str], _Sample]
+) -> dict[str, _Sample]:
+    """The results of each model in these panels."""
+    pooled: dict[str, list[Result]] = {}
+    for (panel, model), sample in samples.items():
+        if panel in panels:
+            pooled.setdefault(model, []).extend(sample.results)
+    return {model: _Sample(results) for model, results in pooled.items()}
 
 
 def _models(claim: Claim, table: Table) -> list[str]:

@@ -1,11 +1,14 @@
 """Mean, spread and tests over seeds."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,13 @@ class Comparison:
     p_value: float | None
 
 
-def compare_paired(values: Mapping[int, float], control: Mapping[int, float]) -> Comparison | None:
-    """Compare two samples over the seeds that both have; None for fewer than two.
+def compare_paired(values: Mapping[Key, float], control: Mapping[Key, float]) -> Comparison | None:
+    """Compare two samples over the seeds, or other keys, that both have; None for fewer than two.
 
     >>> compare_paired({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})
     Comparison(difference=1.0, p_value=None)
     """
-    seeds = sorted(set(values) & set(control))
+    seeds = [seed for seed in values if seed in control]
     if len(seeds) < 2:
         return None
     differences = np.array([values[seed] - control[seed] for seed in seeds])
