@@ -10,6 +10,17 @@ from qbench.table import load_table
 from qbench.trial import Result, RunFolder
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--kills N``: how many random instants a run is killed at; 20 take minutes."""
+    parser.addoption("--kills", type=int, default=5, help="random instants to kill a run at")
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> int:
+    """Random instants to kill a run at."""
+    return int(request.config.getoption("--kills"))
+
+
 @pytest.fixture(scope="session")
 def run_table(
     tmp_path_factory: pytest.TempPathFactory,

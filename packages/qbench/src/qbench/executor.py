@@ -234,14 +234,19 @@ def _run(
                 "its figures may differ in their last digits from those of an unbroken run"
             )
 
+    refused = False
+
     def save() -> None:
+        nonlocal refused
         try:
             checkpoints.save(training.state(facts))
         except OSError as error:
-            setting.on_note(
-                f"no checkpoint of {cell} at step {training.step} ({error.strerror}): training "
-                "goes on, and would begin again from the one before"
-            )
+            if not refused:  # said once: the next attempts may still succeed
+                setting.on_note(
+                    f"no checkpoint of {cell} at step {training.step} ({error.strerror}): "
+                    "training goes on, and would begin again from the one before"
+                )
+            refused = True
 
     _reset_memory(setting.device)
     curves = training.run(lambda step: on_progress(step / training.steps), save, setting.save_every)

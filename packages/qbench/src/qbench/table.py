@@ -19,6 +19,7 @@ from qbench.errors import UserError, unknown
 from qbench.frozen import Frozen, Scalar
 from qbench.metrics import Metric
 from qbench.recipe import Recipe
+from qbench.report.paper_figures import FIGURES
 
 
 class Patch(Frozen):
@@ -161,8 +162,12 @@ class Table(Frozen):
             raise ValueError(
                 f"snapshots: step {late[0]} is after the last one, {self.recipe.epochs}"
             )
+        for name in self.figures:
+            if name not in FIGURES:
+                raise ValueError(str(unknown("figure", name, FIGURES)))
         for cell in self.cells():  # every model with its recipe
-            cell.recipe, cell.model  # noqa: B018 - they raise what is wrong
+            if cell.recipe.augment and len(DATASETS[cell.dataset].shape) != 3:
+                raise ValueError(f"augment: {cell.dataset} has no images")
         return self
 
     def _check_cell(self, cell: Mapping[str, str]) -> None:
