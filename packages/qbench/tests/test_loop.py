@@ -6,8 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qbench.architecture import ModelSpec
 from qbench.build import build_model
 from qbench.data import Problem, load_problem
+from qbench.data.augment import generator
 from qbench.loop import Curve, Training
 from qbench.recipe import Recipe
 from qbench.stack import side_by_side
@@ -131,3 +133,165 @@ def test_init_scale_scales_the_outputs_at_the_start(model: str) -> None:
     small = build_model(UCI.grid.model[model], (4,), 3, 0.1, seed=0)(x)
     large = build_model(UCI.grid.model[model], (4,), 3, 1.0, seed=0)(x)
     torch.testing.assert_close(large, 10 * small, rtol=1e-4, atol=1e-6)
+
+
+def digits(**recipe: object) -> Recipe:
+    return Recipe.model_validate(
+        {"epochs": 2, "batch_size": 100, "train_metrics": "running", "log_every": 5, **recipe}
+    )
+
+
+def test_small_batches_are_sgd_in_the_order_of_seed_and_epoch() -> None:
+    recipe = digits(lr=0.05, momentum=0.9, scaling="maxabs", test_fraction=0.2, log_every="epoch")
+    problem = load_problem("digits", recipe, [4])
+    spec = UCI.grid.model["rank2"]
+    (curve,) = Training(
+        side_by_side([build_model(spec, (64,), 10, 1.0, seed=4)]), problem, recipe, [4]
+    ).run()
+    model = build_model(spec, (64,), 10, 1.0, seed=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    x, y = problem.train.x[0], problem.train.y[0]
+    for epoch in range(2):
+        order = torch.randperm(len(x), generator=generator(4, epoch, 0))
+        losses = []
+        for index in order.split(100):
+            loss = F.cross_entropy(model(x[index]), y[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert curve.metrics["train_loss"][epoch] == pytest.approx(sum(losses) / 15, rel=1e-5)
+        right = (model(problem.test.x[0]).argmax(-1) == problem.test.y[0]).double().mean().item()
+        assert curve.metrics["test_accuracy"][epoch] == pytest.approx(100 * right)
+    assert curve.step == [15, 30]
+    assert sorted(curve.time) == curve.time
+
+
+def test_seeds_side_by_side_on_small_batches_do_not_see_each_other() -> None:
+    recipe = digits(test_fraction=0.2, scaling="maxabs", clip_norm=0.5, lr=0.1)
+    spec = ModelSpec(kind="mlp", hidden=(8,), neuron="quadratic")
+
+    def curves(seeds: list[int]) -> list[Curve]:
+        models = [build_model(spec, (64,), 10, 1.0, seed) for seed in seeds]
+        return Training(
+            side_by_side(models), load_problem("digits", recipe, seeds), recipe, seeds
+        ).run()
+
+    together, (alone,) = curves([0, 1, 2]), curves([1])
+    assert together[1].metrics["train_loss"] == pytest.approx(alone.metrics["train_loss"], abs=1e-5)
+    assert together[0].metrics["train_loss"] != together[1].metrics["train_loss"]
+
+
+def test_a_sum_over_a_batch_is_the_mean_at_a_larger_rate() -> None:
+    def losses(**options: object) -> list[float]:
+        recipe = digits(test_fraction=0.2, scaling="maxabs", batch_size=1, epochs=1, **options)
+        problem = load_problem("iris", recipe, [0])
+        model = build_model(UCI.grid.model["rank1"], (4,), 3, 1.0, seed=0)
+        return Training(side_by_side([model]), problem, recipe, [0]).run()[0].metrics["train_loss"]
+
+    assert losses(lr=0.01) == losses(lr=0.01, reduction="sum")  # batches of one sample
+
+    def after(**options: object) -> list[float]:
+        recipe = digits(test_fraction=0.2, scaling="maxabs", batch_size=40, epochs=3, **options)
+        problem = load_problem("iris", recipe, [0])
+        model = build_model(UCI.grid.model["rank1"], (4,), 3, 1.0, seed=0)
+        return Training(side_by_side([model]), problem, recipe, [0]).run()[0].metrics["train_loss"]
+
+    # what is recorded is the mean in both
+    assert after(lr=0.04) == pytest.approx(after(lr=0.001, reduction="sum"), rel=1e-5)
+
+
+def test_the_margin_is_subtracted_from_the_loss_with_its_weight() -> None:
+    recipe = digits(test_fraction=0.2, scaling="maxabs", batch_size=40, margin_weight=0.7)
+    problem = load_problem("iris", recipe, [0])
+    model = build_model(UCI.grid.model["rank1"], (4,), 3, 1.0, seed=0)
+    training = Training(side_by_side([model]), problem, recipe, [0])
+    x, y = training.batch()
+    _, loss = training._loss(x, y)
+    logits = model(x[0])
+    expected = F.cross_entropy(logits, y[0]) - 0.7 * normalized_margin(logits, y[0])
+    assert loss[0].item() == pytest.approx(expected.item())
+
+
+def test_an_exploding_loss_is_divergence_though_it_is_finite() -> None:
+    recipe = digits(test_fraction=0.2, lr=0.5, explosion=20.0, log_every=1, epochs=5)
+    problem = load_problem("digits", recipe, [0])
+    model = build_model(ModelSpec(kind="linear"), (64,), 10, 1.0, seed=0)
+    (curve,) = Training(side_by_side([model]), problem, recipe, [0]).run()
+    assert curve.diverged_at is not None
+    first = curve.metrics["train_loss"][0]
+    assert max(curve.metrics["train_loss"]) <= 20 * first
+    assert max(curve.step) <= curve.diverged_at
+
+
+def test_images_in_a_whole_batch_give_the_gradient_of_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = Recipe(epochs=3, lr=0.1, log_every=1)
+    problem = load_problem("digits32", recipe, [0, 1])
+    spec = ModelSpec(kind="low_rank", rank=1)
+
+    def curves() -> list[Curve]:
+        models = [build_model(spec, (1, 32, 32), 10, 1.0, seed) for seed in (0, 1)]
+        return Training(side_by_side(models), problem, recipe, [0, 1]).run()
+
+    monkeypatch.setattr("qbench.loop.CHUNK", 100)
+    in_chunks = curves()
+    monkeypatch.setattr("qbench.loop.CHUNK", 10_000)
+    at_once = curves()
+    for one, other in zip(in_chunks, at_once, strict=True):
+        for name, values in one.metrics.items():
+            assert values == pytest.approx(other.metrics[name], rel=1e-4)
+
+
+def test_validation_samples_are_measured_and_never_trained_on() -> None:
+    recipe = digits(epochs=1, validation=200, log_every="epoch", batch_size=50)
+    problem = load_problem("digits32", recipe, [0])
+    assert (len(problem.train), len(problem.validation), len(problem.test)) == (1237, 200, 360)
+    model = build_model(ModelSpec(kind="low_rank", rank=1), (1, 32, 32), 10, 1.0, seed=0)
+    training = Training(side_by_side([model]), problem, recipe, [0])
+    (curve,) = training.run()
+    assert curve.metrics["validation_accuracy"] == pytest.approx(
+        training.measure(problem.validation)["accuracy"].tolist()
+    )
+    assert training.step == 25
+
+
+def test_batch_norm_learns_in_training_and_rests_in_measuring() -> None:
+    spec = ModelSpec(kind="zoo", name="cifar_resnet20", options={"depths": [1, 1, 1]})
+    recipe = digits(epochs=1, batch_size=32, train_samples=64, test_samples=40, log_every="epoch")
+    problem = load_problem("digits32", recipe, [0])
+    model = build_model(spec, (1, 32, 32), 10, 1.0, seed=0)
+    training = Training(side_by_side([model]), problem, recipe, [0])
+    training.run()
+    counts = [b for name, b in model.named_buffers() if name.endswith("num_batches_tracked")]
+    assert {int(count) for count in counts} == {2}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    training.measure(problem.test)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "tf32"])
+def test_a_lower_precision_trains_to_nearly_the_same(name: str) -> None:
+    def loss(name: str) -> float:
+        recipe = digits(test_fraction=0.2, scaling="maxabs", precision=name, lr=0.1)
+        problem = load_problem("digits", recipe, [0])
+        model = build_model(ModelSpec(kind="linear"), (64,), 10, 1.0, seed=0)
+        return (
+            Training(side_by_side([model]), problem, recipe, [0]).run()[0].metrics["train_loss"][-1]
+        )
+
+    exact, lower = loss("float32"), loss(name)
+    assert lower == pytest.approx(exact, rel=0.02)
+    assert (lower == exact) == (name == "tf32")  # which a CPU does not know
+
+
+def test_compiled_training_follows_the_plain_one() -> None:
+    def loss(*, compiled: bool) -> list[float]:
+        recipe = digits(test_fraction=0.2, scaling="maxabs", lr=0.1, epochs=1)
+        problem = load_problem("digits", recipe, [0])
+        model = build_model(ModelSpec(kind="mlp", hidden=(8,)), (64,), 10, 1.0, seed=0)
+        training = Training(side_by_side([model]), problem, recipe, [0], compiled=compiled)
+        return training.run()[0].metrics["train_loss"]
+
+    assert loss(compiled=True) == pytest.approx(loss(compiled=False), rel=1e-4)

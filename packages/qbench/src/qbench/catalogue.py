@@ -10,7 +10,13 @@ class DatasetInfo:
     """Sizes of a dataset, and where it comes from.
 
     ``shape`` is that of an input; ``test`` 0 where the test part is split off by the seed.
-    ``folder`` and ``torchvision`` say where images lie and which class of torchvision's loads them.
+    ``words`` is what it is called, ``about`` what its samples are, ``source`` the library that has
+    or downloads it. ``torchvision`` is the class of torchvision's that does, ``folder`` where its
+    files lie and ``archive`` where the files do in which it is published, both under the root of
+    all image data.
+
+    >>> DATASETS["cifar10"].features
+    3072
     """
 
     shape: tuple[int, ...]
@@ -18,8 +24,11 @@ class DatasetInfo:
     train: int
     test: int = 0
     words: str = ""
+    about: str = ""
+    source: str = "scikit-learn"
     torchvision: str = ""
     folder: str = ""
+    archive: str = ""
 
     @property
     def features(self) -> int:
@@ -32,40 +41,67 @@ class DatasetInfo:
 
 DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
     {
-        "iris": DatasetInfo((4,), 3, 150, words="Iris, with scikit-learn"),
-        "wine": DatasetInfo((13,), 3, 178, words="Wine, with scikit-learn"),
-        "wisconsin": DatasetInfo((30,), 2, 569, words="Breast cancer Wisconsin, with scikit-learn"),
-        "digits": DatasetInfo((64,), 10, 1797, words="Handwritten digits, with scikit-learn"),
-        "xor": DatasetInfo((2,), 2, 4, words="The four points of XOR"),
-        "line": DatasetInfo((1,), 1, 0, words="No data: networks of one input"),
-        "space": DatasetInfo((6,), 1, 0, words="No data: networks of six inputs"),
+        "iris": DatasetInfo(
+            (4,), 3, 150, words="Iris", about="flowers of three species by four lengths"
+        ),
+        "wine": DatasetInfo(
+            (13,), 3, 178, words="Wine", about="wines of three growers by chemical analyses"
+        ),
+        "wisconsin": DatasetInfo(
+            (30,), 2, 569, words="Breast cancer Wisconsin", about="tumours by shapes of cell nuclei"
+        ),
+        "digits": DatasetInfo(
+            (64,), 10, 1797, words="Digits", about="handwritten digits of 8×8 pixels, as a table"
+        ),
+        "xor": DatasetInfo(
+            (2,), 2, 4, words="XOR", about="the four points (±1, ±1)", source="qbench"
+        ),
+        "line": DatasetInfo((1,), 1, 0, words="No data: networks of one input", source=""),
+        "space": DatasetInfo((6,), 1, 0, words="No data: networks of six inputs", source=""),
         "digits32": DatasetInfo(
             (1, 32, 32),
             10,
             1437,
             360,
-            words="scikit-learn's digits as images of 32×32, every pixel four by four",
+            words="Digits of 32×32",
+            about="scikit-learn's digits as images, every pixel four by four",
+            folder="digits32",
         ),
         "mnist": DatasetInfo(
-            (1, 28, 28), 10, 60_000, 10_000, "MNIST", torchvision="MNIST", folder="MNIST/raw"
+            (1, 28, 28),
+            10,
+            60_000,
+            10_000,
+            words="MNIST",
+            about="handwritten digits",
+            source="torchvision",
+            torchvision="MNIST",
+            folder="MNIST/raw",
+            archive="MNIST/raw/*-ubyte.gz",
         ),
         "fmnist": DatasetInfo(
             (1, 28, 28),
             10,
             60_000,
             10_000,
-            "Fashion-MNIST",
+            words="Fashion-MNIST",
+            about="articles of clothing",
+            source="torchvision",
             torchvision="FashionMNIST",
             folder="FashionMNIST/raw",
+            archive="FashionMNIST/raw/*-ubyte.gz",
         ),
         "cifar10": DatasetInfo(
             (3, 32, 32),
             10,
             50_000,
             10_000,
-            "CIFAR-10",
+            words="CIFAR-10",
+            about="photographs of animals and vehicles",
+            source="torchvision",
             torchvision="CIFAR10",
             folder="cifar-10-batches-py",
+            archive="cifar-10-python.tar.gz",
         ),
     }
 )

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from qbench import __version__
+from qbench.commands_data import data_app
 from qbench.errors import UserError
 from qbench.frozen import Scalar
 from qbench.table import Table, load_table, table_names
@@ -32,6 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_app, name="data")
 
 
 def _complete_table(incomplete: str) -> list[str]:
@@ -70,21 +72,67 @@ def _root(
 def list_tables(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the tables: what each shows, its axes and its number of trials."""
+    """List the tables: what each shows, its number of trials, and what all of them cost.
+
+    Hours here come from a calibration of a few seconds, made the first time; those on an A100 from
+    its data sheet.
+    """
+    from qbench.cost import A100, A100_UTILISATION, calibrate, known_rates, stored_costs
+
+    rates = known_rates()
+    if rates is None:
+        typer.echo("qbench: measuring this machine once, for a few seconds", err=True)
+        rates = calibrate()
+    costs = stored_costs()
     tables = [load_table(name) for name in table_names()]
     if as_json:
-        typer.echo(json.dumps([_described(table) for table in tables], indent=1))
+        described = [
+            {
+                **_described(table),
+                "multiply_adds": costs[table.id].multiply_adds,
+                "hours_here": costs[table.id].hours(rates),
+                "hours_a100": costs[table.id].hours(A100),
+            }
+            for table in tables
+        ]
+        typer.echo(json.dumps(described, indent=1))
         return
     grid = Grid()
     grid.add_column("table", no_wrap=True)
-    grid.add_column("what it shows")
+    grid.add_column("what it shows, and what is left open")
     grid.add_column("trials", justify="right")
-    grid.add_column("left open", no_wrap=True)
+    grid.add_column("multiply-adds", justify="right")
+    grid.add_column("here", justify="right", no_wrap=True)
+    grid.add_column("A100", justify="right", no_wrap=True)
     for table in tables:
         trials = len(list(table.cells())) * table.seeds
-        what = f"{table.title}\n[dim]{table.paper}: {table.shows}[/dim]"
-        grid.add_row(table.id, what, str(trials), "\n".join(table.unstated))
+        open_choices = f"\n[dim]open: {', '.join(table.unstated)}[/dim]" if table.unstated else ""
+        what = f"{table.title}\n[dim]{table.paper}: {table.shows}[/dim]{open_choices}"
+        cost = costs[table.id]
+        hours = [_duration(cost.hours(machine)) for machine in (rates, A100)]
+        grid.add_row(table.id, what, str(trials), f"{cost.multiply_adds:.0e}", *hours)
+        grid.add_section()
     Console().print(grid)
+    typer.echo(
+        "Time to run a whole table, all seeds under the default choices: here, estimated from a "
+        "calibration of seconds; on\none A100, from its data sheet, float32 at "
+        f"{A100_UTILISATION:.0%} of its peak. --quick runs any table in minutes."
+    )
+
+
+def _duration(hours: float) -> str:
+    """Hours as a person says them.
+
+    >>> _duration(0.0), _duration(0.0004), _duration(0.4), _duration(7.25), _duration(1000.0)
+    ('–', '1 s', '24 min', '7 h', '42 d')
+    """
+    if not hours:
+        return "–"
+    if hours < 1 / 60:
+        return f"{max(1, round(3600 * hours))} s"
+    if hours < 1:
+        return f"{round(60 * hours)} min"
+    return f"{round(hours)} h" if hours < 48 else f"{round(hours / 24)} d"
 
 
 def _described(table: Table) -> dict[str, object]:
@@ -226,6 +274,41 @@ def report(
     console = Console()
     print_report(made, console)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: qbench export 3f0a9c --to weights")
+def export(
+    key: Annotated[
+        str | None,
+        typer.Argument(help="A trial's key, or its beginning; without one, all are listed."),
+    ] = None,
+    to: Annotated[Path, typer.Option(help="Folder for the weights and their record.")] = Path(
+        "weights"
+    ),
+    tag: Annotated[
+        str | None, typer.Option(help="What tells these weights from others of the network.")
+    ] = None,
+    out: Out = Path("runs"),
+    data: Data = None,
+) -> None:
+    """Write a trial's weights to a folder that qzoo bundle and qzoo publish take.
+
+    The written file's accuracy is measured anew, and has to be what the trial recorded.
+    """
+    from qbench import export as exporting
+
+    if key is None:
+        for result in exporting.exportable(out):
+            typer.echo(exporting.described(result))
+        return
+    record = exporting.export(out, key, to, tag=tag, root=data)
+    measured = record.evaluation
+    accuracy = f"{measured.top1:.2f} % of {measured.images} test images" if measured else "-"
+    typer.echo(
+        f"{record.name} in {to}: {accuracy}, {record.size / 1e6:.1f} MB.\n"
+        f"Into the package: qzoo bundle {shlex.quote(str(to))}; onto the Hub: qzoo publish "
+        f"{shlex.quote(str(to))}"
+    )
 
 
 def _axis_values(

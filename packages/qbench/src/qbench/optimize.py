@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
 from qbench.recipe import Recipe
+from qbench.stack import Single, Stacked
 from qcore import ReLinear
 
 
@@ -46,11 +47,11 @@ def make_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) ->
 
 
 @torch.no_grad()
-def clip_gradients(model: nn.Module, most: float) -> None:
-    """Scale the gradient of each seed down to the norm ``most``, as torch does for one model.
-
-    Parameters have a leading dimension of seeds.
-    """
+def clip_gradients(model: Stacked | Single, most: float) -> None:
+    """Scale the gradient of each seed down to the norm ``most``, as torch does for one model."""
+    if isinstance(model, Single):
+        nn.utils.clip_grad_norm_(model.parameters(), most)
+        return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)  # (S,)
     scale = (most / (norms + 1e-6)).clamp(max=1.0)

@@ -1,12 +1,20 @@
 """What a network costs, counted from its row of data: no model is built."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import qcore
 from qzoo.models.architectures import get_architecture
 
 
-def cost(name: str, *, num_classes: int = 10, in_chans: int = 3, size: int = 32) -> qcore.Cost:
+def cost(
+    name: str,
+    *,
+    num_classes: int = 10,
+    in_chans: int = 3,
+    size: int = 32,
+    **arguments: Any,
+) -> qcore.Cost:
     """Parameters, and multiply-adds per image, of a registered model.
 
     Counted are convolutions, products of quadratic neurons, and the head; not batch norms,
@@ -16,13 +24,15 @@ def cost(name: str, *, num_classes: int = 10, in_chans: int = 3, size: int = 32)
         name: a registered name; ``qzoo list`` shows them.
         num_classes, in_chans: as in ``timm.create_model``.
         size: height and width of the images.
+        arguments: others of :class:`qzoo.CifarQResNet` in the place of the registered ones, as in
+            ``timm.create_model``.
 
     Raises ``ValueError`` for another name.
 
     >>> cost("qresnet20")
     Cost(parameters=806266, multiply_adds=120939136)
     """
-    row = get_architecture(name)
+    row = {**get_architecture(name), **arguments}
     widths: Sequence[int] = row["widths"]
     neuron = qcore.get_neuron(row.get("neuron", "quadratic"))
     if not row.get("bias", True):
@@ -47,16 +57,17 @@ def cost(name: str, *, num_classes: int = 10, in_chans: int = 3, size: int = 32)
                 add(width, linear.cost(channels), size**2)
                 add(width, norm, 0)
             for inputs in (channels, width):
-                add(width, neuron.cost(9 * inputs), size**2)
+                add(width, neuron.cost(9 * inputs, row.get("neuron_rank")), size**2)
                 add(width, norm, 0)
             parameters += row.get("residual") == "rezero"
             channels = width
+    features = channels + bool(row.get("affine"))
     if row.get("head", "linear") == "linear":
         add(num_classes, qcore.get_neuron("linear").cost(channels), 1)
     elif row["head"] == "dense":
-        triangle = channels * (channels + 1) // 2
-        add(num_classes, qcore.Cost(triangle, triangle + channels), 1)
+        triangle = features * (features + 1) // 2
+        add(num_classes, qcore.Cost(triangle, triangle + features), 1)
     else:
-        rank = row["rank"]
-        add(num_classes, qcore.Cost(rank * channels, rank * (channels + 1)), 1)
+        rank, signs = row["rank"], row["rank"] * bool(row.get("signed"))
+        add(num_classes, qcore.Cost(rank * features + signs, rank * (features + 1) + signs), 1)
     return qcore.Cost(parameters, multiply_adds)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import timm
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from timm.data.config import resolve_data_config
@@ -15,6 +16,7 @@ from timm.data.dataset_factory import create_dataset
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torchvision.datasets import DatasetFolder
 
 from qzoo.errors import WeightsError
 from qzoo.index import get_provenance
@@ -196,12 +198,19 @@ def _named(
         ) from None
     config = resolve_data_config({}, model=model)
     wanted = config["input_size"][0]
+    if isinstance(dataset, DatasetFolder) and wanted == 1:
+        dataset.loader = _load_grey  # files in a folder have as many channels as one asks for
     if not isinstance(dataset, IterableDataset) and len(dataset):
         bands = len(dataset[0][0].getbands())
         if bands != wanted or len(config["mean"]) not in (1, bands):
             raise ValueError(_other_channels(name, bands, wanted))
     dataset.transform = create_transform(**config, is_training=False)
     return cast(Dataset[Any], dataset)
+
+
+def _load_grey(path: str) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("L")
 
 
 def _check_pairs(dataset: Dataset[Any], name: str) -> None:

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from sklearn import model_selection
 from torch import Tensor
 
 from qbench.catalogue import DATASETS
 from qbench.data.root import check_files, data_root
 from qbench.data.tabular import arrays
+from qbench.errors import UserError
 from qbench.recipe import Recipe
 
 Part = tuple[Tensor, Tensor]
@@ -28,6 +29,10 @@ def load_images(name: str, root: Path | None = None) -> tuple[Part, Part]:
 
     Raises ``UserError`` naming file, folder and the command that mends it, for images that are not
     under ``root``, or damaged.
+
+    >>> (x, y), (test_x, test_y) = load_images("digits32")
+    >>> x.shape, x.dtype, test_y.shape
+    (torch.Size([1437, 1, 32, 32]), torch.uint8, torch.Size([360]))
     """
     if name == "digits32":
         return _digits()
@@ -36,15 +41,27 @@ def load_images(name: str, root: Path | None = None) -> tuple[Part, Part]:
 
 @lru_cache(maxsize=2)
 def _from_files(name: str, root: Path) -> tuple[Part, Part]:
+    from torchvision import datasets
+
     check_files(name, root)
-    kind = getattr(torchvision.datasets, DATASETS[name].torchvision)
-    return _part(kind(root, train=True)), _part(kind(root, train=False))
+    if name == "cifar10":
+        train, test = datasets.CIFAR10(root, train=True), datasets.CIFAR10(root, train=False)
+        return _channels_first(train.data, train.targets), _channels_first(test.data, test.targets)
+    # torchvision's MNIST would prefer an old cache beside these files, which nobody checked
+    folder = root / DATASETS[name].folder
+    return _idx_files(folder, "train"), _idx_files(folder, "t10k")
 
 
-def _part(dataset: object) -> Part:
-    data = torch.as_tensor(dataset.data)  # type: ignore[attr-defined]
-    images = data.unsqueeze(1) if data.dim() == 3 else data.permute(0, 3, 1, 2)
-    return images.contiguous(), torch.as_tensor(dataset.targets)  # type: ignore[attr-defined]
+def _channels_first(images: np.ndarray[Any, Any], classes: list[int]) -> Part:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(classes)
+
+
+def _idx_files(folder: Path, part: str) -> Part:
+    from torchvision.datasets import mnist
+
+    images = mnist.read_image_file(str(folder / f"{part}-images-idx3-ubyte"))
+    classes = mnist.read_label_file(str(folder / f"{part}-labels-idx1-ubyte"))
+    return images.unsqueeze(1), classes
 
 
 @lru_cache(maxsize=1)
@@ -67,8 +84,14 @@ def parts(stored: tuple[Part, Part], recipe: Recipe) -> tuple[Part, Part, Part]:
 
     The validation part is drawn from the training images; what a reduced run takes of the rest, and
     of the test images, are the first so many of a random order.
+
+    Raises ``UserError`` where the validation part leaves nothing to train on.
     """
     (x, y), test = stored
+    if recipe.validation >= len(y):
+        raise UserError(
+            f"validation: {recipe.validation} of {len(y)} images leaves none to train on"
+        )
     order = _order(len(y), _VALIDATION_SEED)
     chosen, rest = order[: recipe.validation], order[recipe.validation :]
     # in the published order, so that without validation nothing is moved
@@ -97,16 +120,26 @@ def preparation(pixels: str, train: Tensor) -> Callable[[Tensor], Tensor]:
     """The function from bytes ``(..., C, H, W)`` to float32 inputs.
 
     ``standardised`` takes mean and standard deviation of each channel over the training images.
+
+    >>> centred = preparation("centred", torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+    >>> centred(torch.tensor([[[0, 255]]], dtype=torch.uint8))
+    tensor([[[-1.,  1.]]])
     """
     mean, std = normalisation(pixels, train)
     scale = (1.0 / (255.0 * std)).view(-1, 1, 1)
     shift = (-mean / std).view(-1, 1, 1)
     if scale.unique().numel() == 1 and not shift.any():
         factor = scale.unique().item()
-        return lambda x: x.to(torch.float32).mul_(factor)
+        return lambda x: x.to(torch.float32, copy=True).mul_(factor)
+
+    @lru_cache
+    def on(device: torch.device) -> tuple[Tensor, Tensor]:
+        # copied once: a copy in every step would wait for the device in every step
+        return scale.to(device), shift.to(device)
 
     def prepare(x: Tensor) -> Tensor:
-        return x.to(torch.float32).mul_(scale.to(x.device)).add_(shift.to(x.device))
+        scale, shift = on(x.device)
+        return x.to(torch.float32, copy=True).mul_(scale).add_(shift)
 
     return prepare
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qbench.catalogue import DATASETS
 from qbench.data import images, tabular
+from qbench.errors import UserError, unknown
 from qbench.recipe import Recipe
 
 Prepare = Callable[[Tensor], Tensor]
@@ -25,6 +26,11 @@ class Samples:
     Shapes: ``x`` ``(S, N, *input)`` and ``y`` ``(S, N)`` where every seed has its own, ``(N,
     *input)`` and ``(N,)`` where they share them. ``prepare`` turns what is stored, such as bytes,
     into what a model takes; it maps ``(..., *input)`` to floating point of the same shape.
+
+    >>> samples = Samples(torch.arange(6).view(3, 2), torch.tensor([0, 1, 2]), seeds=2)
+    >>> x, y = samples.take(torch.tensor([[2], [0]]))  # sample 2 for one seed, 0 for the other
+    >>> x.tolist(), y.tolist()
+    ([[[4, 5]], [[0, 1]]], [[2], [0]])
     """
 
     x: Tensor
@@ -98,13 +104,17 @@ def load_problem(
 
     ``root`` is the folder that holds images, by default the environment's ``QBENCH_DATA``.
 
-    Raises ``UserError`` for images that are not there, or damaged.
+    Raises ``UserError`` for a name without data, and for images that are not there, or damaged.
 
     >>> problem = load_problem("iris", Recipe(epochs=1, test_fraction=0.2), seeds=[0, 1])
     >>> problem.train.x.shape, problem.test.x.shape, problem.classes
     (torch.Size([2, 120, 4]), torch.Size([2, 30, 4]), 3)
     """
+    if name not in DATASETS:
+        raise unknown("dataset", name, DATASETS)
     info = DATASETS[name]
+    if not info.train:
+        raise UserError(f"dataset {name!r} has no samples: it stands for networks without data")
     if info.test:
         stored = images.load_images(name, root)
         train, validation, test = images.parts(stored, recipe)

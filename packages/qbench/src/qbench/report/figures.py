@@ -5,8 +5,7 @@ see it.
 """
 
 import math
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -22,50 +21,55 @@ from qbench.report.drawing import (
     GRID,
     INK,
     MUTED,
-    cross,
     key,
     legend_below,
     new_figure,
     style,
 )
+from qbench.report.evidence import Evidence
+from qbench.report.families import FAMILIES, family_of, short
 from qbench.report.numbers import CellReport, Choices, Report
-from qbench.report.wording import format_value, listed, metric_name, metric_with_unit
-from qbench.trial import Result
+from qbench.report.panels import (
+    MARKERS,
+    draw_curve,
+    lost_key,
+    lost_trials,
+    mean_curve,
+    note_below,
+)
+from qbench.report.paper_figures import draw
+from qbench.report.wording import listed, metric_name, metric_with_unit
+from qbench.trial import Result, RunFolder
 
 _STRIPE = "#f4f6f8"
-_FAMILIES = {
-    "linear": "#3d444d",
-    "dense form": "#0072b2",
-    "low-rank form": "#d55e00",
-    "affine form": "#009e73",
-    "signed form": "#8a5a00",
-    "linear network": "#56748c",
-    "quadratic network": "#c2508f",
-}
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 
 
-def figures_of(report: Report, results: Sequence[Result]) -> dict[str, Figure]:
+def figures_of(
+    report: Report, results: Sequence[Result], folder: RunFolder | None = None
+) -> dict[str, Figure]:
     """The figures that a report and its results allow, by name.
 
-    Accuracy and learning curves where the test accuracy or the training loss was recorded;
-    decision regions and the margin where parameters were recorded along the way.
+    First those of the paper, which the table of ``folder`` names, where it is given; accuracy and
+    learning curves where the test accuracy or the training loss was recorded; decision regions and
+    the margin where parameters were recorded along the way.
     """
-    figures: dict[str, Figure] = {}
-    default = _default_results(report, results)
+    evidence = Evidence(report, results, folder)
+    named = folder.table.figures if folder is not None else ()
+    drawn = {name: draw(name, evidence) for name in named}
+    figures = {name: figure for name, figure in drawn.items() if figure is not None}
     snapped = [result for result in results if result.snapshots]
     if snapped:
         # imports torch, which the other figures do without
         from qbench.report.regions import decision_regions, margin_curve
 
-        first = next((result for result in snapped if result in default), snapped[0])
+        first = next((result for result in snapped if result in evidence.results), snapped[0])
         figures["decision_regions"] = decision_regions([first], mark=report.mark)
         figures["margin_curve"] = margin_curve(snapped, mark=report.mark)
     if any(cell.metric == "test_accuracy" for cell in report.cells):
         figures["accuracy_by_model"] = accuracy_by_model(report)
     curves: tuple[Metric, ...] = ("train_loss", "test_accuracy")
     for metric in curves:
-        if any(metric in result.history for result in default):
+        if any(metric in result.history for result in evidence.results):
             figures[f"{metric}_curves"] = learning_curves(report, results, metric)
     return figures
 
@@ -143,13 +147,13 @@ def learning_curves(report: Report, results: Sequence[Result], metric: Metric) -
     seeds of a model diverged, the line is their mean as far as all of them were recorded and ends
     in a red cross; the panel names every model with diverged seeds.
     """
-    shown = _default_results(report, results)
+    evidence = Evidence(report, results)
+    shown = evidence.results
     panels = list(dict.fromkeys(report.panel_of(result) for result in shown))
     models = [m for m in report.models if any(result.axes["model"] == m for result in shown)]
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     name = metric_name(metric).capitalize()
-    choices = ", ".join(f"{axis} = {format_value(value)}" for axis, value in report.combinations[0])
     figure = new_figure(
         f"{name} along training",
         width=5.0 * columns + (1.5 if columns == 1 else 0.0),
@@ -160,73 +164,42 @@ def learning_curves(report: Report, results: Sequence[Result], metric: Metric) -
         axes = figure.add_subplot(rows, columns, index + 1)
         style(axes, panel, xlabel="steps", ylabel=metric_with_unit(metric))
         axes.grid(color=GRID, linewidth=0.6)
-        lost: dict[str, list[str]] = {}
         lows: list[float] = []
         highs: list[float] = []
-        for model in models:
-            of_model = [r for r in shown if (report.panel_of(r), r.axes["model"]) == (panel, model)]
-            recorded = [r for r in of_model if metric in r.history]
-            if gone := sum(r.status == "diverged" for r in of_model):
-                lost.setdefault(f"{gone} of {len(of_model)}", []).append(model)
-            alive = [r for r in recorded if r.status == "finished"]
-            if alive or recorded:
-                mean = _draw_curve(
-                    axes, alive or recorded, metric, model, _line(report, model), ended=not alive
-                )
-                lows.append(float(mean.min()))
-                highs.append(float(mean.max()))
+        of_models = {model: evidence.of(panel, model) for model in models}
+        for model, of_model in of_models.items():
+            curve = mean_curve(of_model, metric)
+            if curve is not None:
+                draw_curve(axes, curve, label=model, **_line(report, model))
+                lows.append(float(curve.mean.min()))
+                highs.append(float(curve.mean.max()))
         _curve_scale(axes, metric, lows, highs)
-        if lost:
-            counts = (f"{count} seeds of {', '.join(of)}" for count, of in lost.items())
-            _note_below(axes, f"✕ diverged: {'; '.join(counts)}")
-    handles = [Line2D([], [], label=_short(model), **_line(report, model)) for model in models]
+        note_below(axes, lost_trials(of_models))
+    handles = [Line2D([], [], label=short(model), **_line(report, model)) for model in models]
     legend_below(figure, handles, columns=min(6, len(models)))
     figure.set_label(
         f"{name} along training on {listed(panels)}"
-        + (f" for {choices}" if choices else "")
-        + ", one line per model: mean over seeds, bands ± one standard deviation."
+        + f"{evidence.choices}, one line per model: mean over seeds, bands ± one standard "
+        "deviation."
     )
     return figure
 
 
-def _default_results(report: Report, results: Iterable[Result]) -> list[Result]:
-    """The results under the first combination of choices: the defaults, where they were run."""
-    first = dict(report.combinations[0]).items()
-    return [result for result in results if first <= result.axes.items()]
-
-
-def _short(name: str) -> str:
-    """A name that leaves room for the figure."""
-    return name if len(name) <= 24 else f"{name[:23]}…"
-
-
-def _family(model: ModelSpec) -> str:
-    if model.kind == "zoo":
-        plain = model.name.startswith("cifar_resnet") and model.quadratize is None
-        plain = model.options.get("neuron", "linear" if plain else "quadratic") == "linear"
-        return "linear network" if plain else "quadratic network"
-    if model.kind == "mlp":
-        return "linear network" if model.neuron == "linear" else "quadratic network"
-    if model.affine or model.signed:
-        return "affine form" if model.affine else "signed form"
-    return {"linear": "linear", "dense": "dense form", "low_rank": "low-rank form"}[model.kind]
-
-
 def _marker(place: int) -> dict[str, Any]:
     """Marker of a combination: eight shapes, filled first, then hollow."""
-    hollow = {"markerfacecolor": "white"} if place // len(_MARKERS) % 2 else {}
-    return {"marker": _MARKERS[place % len(_MARKERS)], **hollow}
+    hollow = {"markerfacecolor": "white"} if place // len(MARKERS) % 2 else {}
+    return {"marker": MARKERS[place % len(MARKERS)], **hollow}
 
 
 def _line(report: Report, name: str) -> dict[str, Any]:
     """Line of a model: the hue of its family, darker with the rank, or from one network of the
     family to the next; dense forms dashed."""
     model = report.models[name]
-    base = np.array(mpl.colors.to_rgb(_FAMILIES[_family(model)]))
+    base = np.array(mpl.colors.to_rgb(FAMILIES[family_of(model)]))
     place = model.rank
     if model.kind in ("mlp", "zoo"):
-        family = [key for key, m in report.models.items() if _family(m) == _family(model)]
-        place = family.index(name) + 1 if len(family) > 1 else None
+        kin = [key for key, m in report.models.items() if family_of(m) == family_of(model)]
+        place = kin.index(name) + 1 if len(kin) > 1 else None
     return {
         "color": tuple(float(part) for part in _shade(base, place)),
         "linewidth": 1.5 if place else 2.0,
@@ -246,7 +219,7 @@ def _shade(base: np.ndarray[Any, Any], place: int | None) -> np.ndarray[Any, Any
 def _model_rows(axes: Axes, models: Sequence[str]) -> None:
     for row in range(0, len(models), 2):
         axes.axhspan(row - 0.5, row + 0.5, color=_STRIPE, linewidth=0, zorder=0)
-    axes.set_yticks(range(len(models)), [_short(model) for model in models], color=INK)
+    axes.set_yticks(range(len(models)), [short(model) for model in models], color=INK)
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.tick_params(axis="y", length=0)
@@ -255,7 +228,7 @@ def _model_rows(axes: Axes, models: Sequence[str]) -> None:
 
 
 def _draw_cell(axes: Axes, cell: CellReport, at: float, model: ModelSpec, place: int) -> None:
-    colour = _FAMILIES[_family(model)]
+    colour = FAMILIES[family_of(model)]
     if cell.claim is not None:
         axes.plot(cell.claim.value, at, marker="D", color=INK, markerfacecolor="none", zorder=4)
     if cell.mean is not None:
@@ -298,7 +271,7 @@ def _draw_control(
         if cell is None or cell.mean is None:
             continue
         if len(combinations) == 1:
-            axes.axvline(cell.mean, color=_FAMILIES["linear"], linewidth=1, linestyle=(0, (4, 3)))
+            axes.axvline(cell.mean, color=FAMILIES["linear"], linewidth=1, linestyle=(0, (4, 3)))
             continue
         others = [row for row, model in enumerate(models) if model != control]
         centres = np.array(others) + (place - (len(combinations) - 1) / 2) * slot
@@ -306,7 +279,7 @@ def _draw_control(
             np.full(len(others), cell.mean),
             centres - 0.45 * slot,
             centres + 0.45 * slot,
-            color=_FAMILIES["linear"],
+            color=FAMILIES["linear"],
             linewidth=1.2,
             zorder=2,
         )
@@ -329,9 +302,9 @@ def _accuracy_legend(
     combinations: Sequence[Choices],
     control: str | None,
 ) -> None:
-    families = list(dict.fromkeys(_family(report.models[model]) for model in models))
+    families = list(dict.fromkeys(family_of(report.models[model]) for model in models))
     handles = [
-        Line2D([], [], color=_FAMILIES[family], marker="o", markersize=4.5, label=family)
+        Line2D([], [], color=FAMILIES[family], marker="o", markersize=4.5, label=family)
         for family in families
     ]
     if control is not None:
@@ -341,17 +314,15 @@ def _accuracy_legend(
             Line2D(
                 [],
                 [],
-                color=_FAMILIES["linear"],
-                label=f"control: {_short(control)}",
+                color=FAMILIES["linear"],
+                label=f"control: {short(control)}",
                 **(line if len(combinations) == 1 else tick),
             )
         )
     if any(cell.claim is not None for cell in report.cells):
         handles.append(key("D", "the paper", markerfacecolor="none"))
     if any(cell.diverged for cell in report.cells):
-        handles.append(
-            Line2D([], [], color=ALARM, marker="x", linestyle="", markersize=5, label="diverged")
-        )
+        handles.append(lost_key())
     if len(combinations) > 1:
         handles += [
             Line2D(
@@ -368,30 +339,6 @@ def _accuracy_legend(
     legend_below(figure, handles, columns=min(len(handles), 5))
 
 
-def _draw_curve(
-    axes: Axes,
-    results: Sequence[Result],
-    metric: Metric,
-    name: str,
-    line: Mapping[str, Any],
-    *,
-    ended: bool,
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    points = min(len(result.history[metric]) for result in results)
-    steps = results[0].step[:points]
-    values = np.array([result.history[metric][:points] for result in results])  # (seeds, points)
-    mean = np.asarray(values.mean(0))
-    axes.plot(steps, mean, label=name, **line)
-    if len(values) > 1:
-        spread = values.std(0, ddof=1)
-        axes.fill_between(
-            steps, mean - spread, mean + spread, color=line["color"], alpha=0.1, linewidth=0
-        )
-    if ended:
-        cross(axes, steps[-1], float(mean[-1]))
-    return mean
-
-
 def _curve_scale(axes: Axes, metric: Metric, lows: Sequence[float], highs: Sequence[float]) -> None:
     axes.margins(x=0.01)
     if metric.endswith("accuracy"):
@@ -403,17 +350,3 @@ def _curve_scale(axes: Axes, metric: Metric, lows: Sequence[float], highs: Seque
         else:
             axes.set_ylim(0, max(highs) * 1.1)
     axes.tick_params(which="minor", length=0)
-
-
-def _note_below(axes: Axes, text: str) -> None:
-    axes.annotate(
-        textwrap.fill(text, 64),
-        (0.0, 0.0),
-        xytext=(0, -36),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        va="top",
-        fontsize=7.5,
-        color=ALARM,
-        parse_math=False,
-    )

@@ -37,9 +37,9 @@ _HEADS: Mapping[str, Arguments] = {
 }
 
 # Linear networks with as many parameters as a quadratic one of the same depths: within 0.1 % of
-# qresnet20, 32, 44 and 56, 0.9 % above qresnet10 and 0.5 % below qresnet18.
+# qresnet20, 32, 44, 56 and 110, 0.9 % above qresnet10 and 0.5 % below qresnet18.
 _MATCHED: Mapping[int, tuple[int, ...]] = {
-    **dict.fromkeys((20, 32, 44, 56), (28, 55, 111)),
+    **dict.fromkeys((20, 32, 44, 56, 110), (28, 55, 111)),
     **dict.fromkeys((10, 18), (110, 220, 440, 880)),
 }
 

@@ -1,0 +1,214 @@
+"""What a table costs: multiply-adds counted, hours here measured, hours on an A100 estimated.
+
+The counts stand in ``tables/costs.json``, so that they are there without torch; a test compares
+them with what ``python -m qbench.cost`` writes.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from qbench.architecture import ModelSpec
+from qbench.catalogue import DATASETS
+from qbench.frozen import Frozen
+from qbench.table import Cell, Table, load_table, table_names
+
+A100_FLOPS = 19.5e12
+"""Float32 operations per second of an A100 by its data sheet, tensor cores left out."""
+
+A100_UTILISATION = 0.2
+"""The share of them that is assumed to be reached."""
+
+A100_STEP = 0.5e-3
+"""Seconds that a step takes there however little it computes; assumed."""
+
+_PASSES = 3  # forward, and twice that backward
+
+
+class TableCost(Frozen):
+    """What the whole of a table takes, with all its seeds under the default choices.
+
+    ``forms`` are the multiply-adds of classifiers and multi-layer perceptrons, ``networks`` those
+    of convolutional networks: machines are differently fast at the two. ``steps`` counts updates,
+    of as many seeds as train side by side.
+    """
+
+    forms: float
+    networks: float
+    steps: float
+
+    @property
+    def multiply_adds(self) -> float:
+        """All multiply-adds."""
+        return self.forms + self.networks
+
+    def hours(self, rates: "Rates") -> float:
+        """Hours at these rates."""
+        computing = self.forms / rates.forms + self.networks / rates.networks
+        return (computing + self.steps * rates.step) / 3600
+
+
+class Rates(Frozen):
+    """How fast a machine is: multiply-adds per second, and the seconds of a step without any."""
+
+    forms: float
+    networks: float
+    step: float
+
+
+A100 = Rates(
+    forms=A100_FLOPS * A100_UTILISATION / 2,
+    networks=A100_FLOPS * A100_UTILISATION / 2,
+    step=A100_STEP,
+)
+
+
+def multiply_adds(spec: ModelSpec, dataset: str) -> int:
+    """Multiply-adds of a model for one input, as qcore and qzoo count them.
+
+    >>> multiply_adds(ModelSpec(kind="low_rank", rank=2), "digits")
+    1300
+    """
+    import qcore
+
+    info = DATASETS[dataset]
+    if spec.kind == "zoo":
+        import qzoo.cost
+
+        arguments = dict(spec.options)
+        if spec.quadratize is not None:
+            arguments["neuron"] = spec.quadratize
+        return qzoo.cost.cost(
+            spec.full_name,
+            num_classes=info.classes,
+            in_chans=info.shape[0],
+            size=info.shape[1],
+            **arguments,
+        ).multiply_adds
+    if spec.kind == "mlp":
+        neuron, linear = qcore.get_neuron(spec.neuron), qcore.get_neuron("linear")
+        total, width = 0, info.features
+        for hidden in spec.hidden:
+            total += hidden * neuron.cost(width, spec.neuron_rank).multiply_adds
+            width = hidden
+        return total + info.classes * linear.cost(width).multiply_adds
+    features, total = info.features, 0
+    if (layer := spec.convolution) is not None:
+        side = [(length - layer.kernel) // layer.stride + 1 for length in info.shape[1:]]
+        outputs = layer.channels * side[0] * side[1]
+        total, features = outputs * info.shape[0] * layer.kernel**2, outputs
+    features += spec.affine
+    if spec.kind == "linear":
+        return total + info.classes * features
+    if spec.rank is None:
+        return total + info.classes * (features * (features + 1) // 2 + features)
+    return total + info.classes * spec.rank * (features + 1)
+
+
+def cell_cost(cell: Cell, seeds: int) -> TableCost:
+    """What a cell takes with so many seeds: training, and measuring the test part."""
+    from qbench.executor import stacks
+
+    recipe, info = cell.recipe, DATASETS[cell.dataset]
+    if not info.train:
+        return TableCost(forms=0, networks=0, steps=0)
+    whole = info.train if info.test else round(info.train * (1 - recipe.test_fraction))
+    train = min(whole - recipe.validation, recipe.train_samples or whole)
+    test = min(info.test or info.train - whole, recipe.test_samples or info.train)
+    steps_per_epoch = -(-train // (recipe.batch_size or train))
+    steps = recipe.epochs * steps_per_epoch
+    every = steps_per_epoch if recipe.log_every == "epoch" else recipe.log_every
+    measured = test + (train if recipe.batch_size and recipe.train_metrics == "measured" else 0)
+    samples = _PASSES * recipe.epochs * train + (steps // every) * (measured + recipe.validation)
+    total = float(seeds * samples * multiply_adds(cell.model, cell.dataset))
+    convolutional = cell.model.kind == "zoo"
+    return TableCost(
+        forms=0.0 if convolutional else total,
+        networks=total if convolutional else 0.0,
+        steps=steps * (1 if stacks(cell) else seeds),
+    )
+
+
+def table_cost(table: Table) -> TableCost:
+    """What a whole table takes under the default choices."""
+    costs = [cell_cost(cell, table.seeds) for cell in table.cells()]
+    return TableCost(
+        forms=sum(cost.forms for cost in costs),
+        networks=sum(cost.networks for cost in costs),
+        steps=sum(cost.steps for cost in costs),
+    )
+
+
+def stored_costs() -> Mapping[str, TableCost]:
+    """The counted cost of every table."""
+    text = (resources.files("qbench") / "tables" / "costs.json").read_text(encoding="utf-8")
+    return {name: TableCost.model_validate(cost) for name, cost in json.loads(text).items()}
+
+
+def calibration_path() -> Path:
+    """Where this machine's rates are kept."""
+    return Path.home() / ".cache" / "quadnets" / "rates.json"
+
+
+def known_rates() -> Rates | None:
+    """This machine's rates, where they were measured by the same number of processors."""
+    try:
+        kept = json.loads(calibration_path().read_text(encoding="utf-8"))
+        return Rates.model_validate(kept["rates"]) if kept["cores"] == os.cpu_count() else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def calibrate() -> Rates:
+    """Measure this machine for a few seconds, and keep the rates where that is possible.
+
+    A step of the loop on Iris, one of ten seeds of rank 10 on images of MNIST's size, and one of
+    QResNet-20's kind of convolutions on 32 images; the fastest of five each.
+    """
+    import torch
+    from torch import nn
+
+    from qcore import LowRankForm, QuadraticConv2d
+
+    def seconds(model: nn.Module, shape: tuple[int, ...]) -> float:
+        x, optimizer = torch.randn(shape), torch.optim.SGD(model.parameters(), lr=1e-3)
+        fastest = float("inf")
+        for _ in range(6):  # the first one warms up, and is never the fastest
+            started = time.perf_counter()
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            fastest = min(fastest, time.perf_counter() - started)
+        return fastest
+
+    small = seconds(nn.Linear(4, 3), (100, 4))
+    forms = seconds(LowRankForm(784, 100, rank=10), (1000, 784))
+    layers = [QuadraticConv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+    networks = seconds(nn.Sequential(*layers), (32, 16, 32, 32))
+    rates = Rates(
+        forms=_PASSES * 1000 * 100 * 10 * 785 / forms,
+        networks=_PASSES * 32 * 32 * 32 * 16 * (3 * 16 * 9 + 1) / networks,
+        step=5 * small,  # drawing a batch, the loss and its record beside the update
+    )
+    path = calibration_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = {"cores": os.cpu_count(), "rates": rates.model_dump()}
+        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    except OSError:
+        pass  # it is measured again the next time
+    return rates
+
+
+def main() -> None:
+    """Count every table, and write ``tables/costs.json`` in this source tree."""
+    costs = {name: table_cost(load_table(name)).model_dump() for name in table_names()}
+    path = Path(__file__).with_name("tables") / "costs.json"
+    path.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

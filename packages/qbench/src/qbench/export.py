@@ -1,0 +1,162 @@
+"""A trial's weights as a folder that ``qzoo bundle`` and ``qzoo publish`` take."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from qbench.build import build_model
+from qbench.catalogue import DATASETS
+from qbench.data.image_folder import write_image_folder
+from qbench.data.images import load_images, normalisation, parts
+from qbench.data.root import data_root
+from qbench.errors import UserError
+from qbench.executor import WEIGHTS
+from qbench.table import Cell, load_table, table_names
+from qbench.trial import Result, RunFolder, read_result
+from qzoo import WeightsError
+from qzoo.evaluation import TOLERANCE, evaluate
+from qzoo.folder import read_folder, save_weights
+from qzoo.provenance import Evaluation, Preprocessing, Provenance
+
+# What timm calls each dataset, and how a tag does.
+_NAMES = MappingProxyType(
+    {
+        "cifar10": ("torch/cifar10", "c10"),
+        "digits32": ("torch/image_folder", "digits"),
+    }
+)
+
+
+def exportable(out: Path) -> list[Result]:
+    """The trials under ``out`` whose weights are there: networks of the zoo, by table and cell."""
+    found = []
+    for table in table_names():
+        for path in sorted((out / table).glob(f"*/{WEIGHTS}")):
+            result = path.with_name("result.json")
+            if result.is_file():
+                found.append(read_result(result))
+    return sorted(found, key=lambda result: (result.table, str(result.axes), result.seed))
+
+
+def find_trial(out: Path, key: str) -> Result:
+    """The trial whose key begins with ``key``.
+
+    Raises ``UserError`` that lists those that there are for none, or for several.
+    """
+    every = exportable(out)
+    found = [result for result in every if result.key.startswith(key)]
+    if len(found) == 1 and key:
+        return found[0]
+    shown = "; ".join(described(result) for result in (found or every)[:20])
+    if not every:
+        raise UserError(
+            f"no trial in {str(out)!r} has weights to export: train a network of the zoo first, "
+            "such as qbench run digits"
+        )
+    said = "is the beginning of several keys" if found else "is no trial with weights"
+    raise UserError(f"{key!r} {said} in {str(out)!r}. There are: {shown}")
+
+
+def described(result: Result) -> str:
+    """A trial in a line: key, cell, seed, test accuracy."""
+    axes = " ".join(str(value) for value in result.axes.values())
+    accuracy = result.metrics.get("test_accuracy")
+    shown = "" if accuracy is None else f", {accuracy:.2f} %"
+    reduced = ", reduced" if result.reduced else ""
+    return f"{result.key} {result.table} {axes} seed {result.seed}{shown}{reduced}"
+
+
+def export(
+    out: Path, key: str, to: Path, *, tag: str | None = None, root: Path | None = None
+) -> Provenance:
+    """Write a trial's weights, and where they come from, to the folder ``to``.
+
+    The accuracy of the written file is measured through timm's own reading of the images; it has to
+    be what the trial recorded. ``tag`` is by default ``relinear_`` and the dataset's short name.
+
+    Raises ``UserError`` for a trial that is not there, weights that are damaged, another accuracy
+    than the recorded one, and where the zoo refuses the network. Nothing is left in ``to`` then.
+    """
+    result = find_trial(out, key)
+    table = load_table(result.table)
+    folder = RunFolder(out, table)
+    state = safetensors.torch.load(folder.read_file(result, WEIGHTS))
+    cell = Cell(table, result.axes, result.reduced)
+    if cell.trial_key(result.seed) != result.key:
+        raise UserError(
+            f"trial {result.key} is not of this version of table {table.id!r}: run it again"
+        )
+    if cell.dataset not in _NAMES:
+        raise UserError(
+            f"trial {result.key} was trained on {cell.dataset}, for which the zoo has no networks: "
+            f"choose one of {', '.join(_NAMES)}"
+        )
+    dataset, short = _NAMES[cell.dataset]
+    model = _network(cell, result.seed, state)
+    train, _, _ = parts(load_images(cell.dataset, root), result.recipe)
+    mean, std = normalisation(result.recipe.pixels, train[0])
+    info = DATASETS[cell.dataset]
+    preprocessing = Preprocessing(
+        input_size=info.shape,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+    )
+    facts: dict[str, Any] = {
+        "tag": tag or f"relinear_{short}",
+        "reduced": result.reduced,
+        "preprocessing": preprocessing,
+        "table": table.id,
+        "table_version": table.version,
+        "recipe": result.recipe.model_dump(mode="json"),
+        "seed": result.seed,
+        "commit": result.environment.commit,
+        "versions": result.environment.versions,
+        "hardware": result.environment.hardware,
+        "claimed": result.metrics["test_accuracy"],
+    }
+    try:
+        with TemporaryDirectory() as draft, _images(cell.dataset, root) as images:
+            save_weights(model, draft, **facts)
+            evaluation = evaluate(read_folder(draft).model(), dataset, root=images)
+        _check_accuracy(result, evaluation)
+        return save_weights(model, to, evaluation=evaluation, **facts)
+    except (TypeError, WeightsError) as error:
+        raise UserError(f"trial {result.key} cannot be exported: {error}") from error
+
+
+def _check_accuracy(result: Result, evaluation: Evaluation) -> None:
+    """Refuses a file that is not as accurate as the trial, on the whole test set."""
+    recorded = result.metrics["test_accuracy"]
+    if result.recipe.test_samples is None and (
+        recorded is None or abs(evaluation.top1 - recorded) > TOLERANCE
+    ):
+        raise UserError(
+            f"the file of trial {result.key} has a test accuracy of {evaluation.top1:.2f} %, and "
+            f"the trial recorded {recorded} %: something between training and reading images "
+            "differs, and nothing was exported"
+        )
+
+
+def _network(cell: Cell, seed: int, state: dict[str, Tensor]) -> nn.Module:
+    info = DATASETS[cell.dataset]
+    spec = cell.model
+    model = build_model(spec, info.shape, info.classes, 1.0, seed, cell.recipe.strategy)
+    model.load_state_dict(state)
+    return model
+
+
+@contextmanager
+def _images(dataset: str, root: Path | None) -> Iterator[Path]:
+    """The folder under which timm finds the dataset's images."""
+    if dataset != "digits32":
+        yield data_root(root)
+        return
+    with TemporaryDirectory() as folder:
+        write_image_folder(Path(folder))
+        yield Path(folder) / DATASETS[dataset].folder

@@ -1,0 +1,107 @@
+"""A trial's weights become a folder that the zoo takes, as accurate as the trial said."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from qbench.errors import UserError
+from qbench.executor import plan, run_blocks
+from qbench.export import described, export, exportable, find_trial
+from qbench.table import load_table
+from qbench.trial import RunFolder
+from qzoo.bundle import bundle
+from qzoo.folder import read_folder
+
+DIGITS = load_table("digits")
+ONLY = {"model": ("qresnet20", "resnet20-rank2")}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reduced run of two networks."""
+    out = tmp_path_factory.mktemp("runs")
+    folder = RunFolder(out, DIGITS, create=True)
+    cells = list(DIGITS.cells(ONLY, reduced=True))
+    for _ in run_blocks(folder, plan(folder, cells, 1)):
+        pass
+    return out
+
+
+def test_the_trials_with_weights_are_listed(runs: Path) -> None:
+    found = exportable(runs)
+    assert [result.axes["model"] for result in found] == ["qresnet20", "resnet20-rank2"]
+    assert described(found[0]).startswith(f"{found[0].key} digits digits32 qresnet20 seed 0, ")
+    assert described(found[0]).endswith("%, reduced")
+
+
+def test_an_exported_network_is_the_trained_one_and_says_where_it_comes_from(
+    runs: Path, tmp_path: Path
+) -> None:
+    (result, _) = exportable(runs)
+    record = export(runs, result.key[:6], tmp_path / "weights")
+    assert record.name == "qresnet20.relinear_digits"
+    assert record.reduced
+    assert (record.table, record.table_version, record.seed) == ("digits", DIGITS.version, 0)
+    assert record.recipe["lr"] == DIGITS.recipe.lr
+    assert record.claimed == result.metrics["test_accuracy"]
+    assert record.evaluation is not None
+    assert record.evaluation.images == 360
+    trained = safetensors.torch.load_file(runs / "digits" / result.key / "weights.safetensors")
+    loaded = read_folder(tmp_path / "weights").model()
+    assert all(torch.equal(trained[name], value) for name, value in loaded.state_dict().items())
+
+
+def test_a_bundled_digits_network_loads_by_its_name(runs: Path, tmp_path: Path) -> None:
+    (result, _) = exportable(runs)
+    export(runs, result.key, tmp_path / "weights")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "index.json").write_text("[]")
+    row = bundle(tmp_path / "weights", into=tmp_path / "index")
+    assert row.name == "qresnet20.relinear_digits"
+    assert [r["tag"] for r in json.loads((tmp_path / "index" / "index.json").read_text())] == [
+        "relinear_digits"
+    ]
+
+
+def test_another_tag_may_be_given(runs: Path, tmp_path: Path) -> None:
+    (_, result) = exportable(runs)
+    record = export(runs, result.key, tmp_path, tag="plain_digits")
+    assert record.name == "cifar_resnet20_rank2.plain_digits"
+
+
+@pytest.mark.parametrize("key", ["zzz", ""])
+def test_a_key_of_no_trial_is_answered_with_those_there_are(runs: Path, key: str) -> None:
+    with pytest.raises(UserError, match=r"There are: [0-9a-f]{16} digits digits32 qresnet20 seed"):
+        find_trial(runs, key)
+
+
+def test_without_weights_the_error_says_how_to_get_some(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train a network of the zoo first, such as qbench run dig"):
+        find_trial(tmp_path, "abc")
+
+
+def test_damaged_weights_are_not_exported(runs: Path, tmp_path: Path) -> None:
+    (result, _) = exportable(runs)
+    path = runs / "digits" / result.key / "weights.safetensors"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-4] + b"\0\0\0\1")
+        with pytest.raises(UserError, match=r"is missing or damaged: delete .* and run the table"):
+            export(runs, result.key, tmp_path / "weights")
+    finally:
+        path.write_bytes(whole)
+    assert not (tmp_path / "weights").exists()
+
+
+def test_an_accuracy_that_is_not_the_recorded_one_is_refused(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (result, _) = exportable(runs)
+    recipe = result.recipe.model_copy(update={"test_samples": None})
+    monkeypatch.setattr(type(result), "recipe", property(lambda _: recipe))
+    with pytest.raises(UserError, match=r"has a test accuracy of .* nothing was exported"):
+        export(runs, result.key, tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
