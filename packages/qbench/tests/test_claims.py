@@ -55,6 +55,7 @@ def result(cell: Cell, seed: int, accuracy: float | None, **changes: Any) -> Res
         "status": "finished" if accuracy is not None else "diverged",
         "diverged_at": None if accuracy is not None else 7 + seed,
         "parameters": 12,
+        "multiply_adds": 12,
         "metrics": {k: v[-1] if accuracy is not None else None for k, v in history.items()},
         "step": (0, 10),
         "time": (1000.0, 1002.0),

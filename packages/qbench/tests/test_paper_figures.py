@@ -166,6 +166,7 @@ def trial(
             "status": "finished" if diverged_at is None else "diverged",
             "diverged_at": diverged_at,
             "parameters": 12,
+            "multiply_adds": 12,
             "metrics": {
                 name: values[-1] if diverged_at is None else None
                 for name, values in history.items()
@@ -619,7 +620,7 @@ def test_steps_to_accuracy_draws_ratios_and_who_did_not_reach() -> None:
     points = [one for one in axes.get_lines() if one.get_marker() == "o"]
     assert [one.get_markerfacecolor() == "white" for one in points] == [False] * 2 + [True] * 3
     assert [text for text in texts(axes) if " of " in text] == ["1 of 2"] * 3
-    assert "λ=1 0.71 to 30 %, 0.67 to 50 %, 0.50 to 70 %" in figure.get_label()
+    assert "mnist: to 70 % λ=1 0.50; to 105 % λ=1 1.00" in figure.get_label()
 
 
 def test_steps_to_accuracy_needs_the_control() -> None:
@@ -634,7 +635,7 @@ def test_steps_to_accuracy_needs_the_control() -> None:
     figure = must(draw("steps_to_accuracy", evidence(made, lost)))
     assert "✕ diverged: 1 of 1 seeds of λ=1" in texts(figure)
     assert [text for text in texts(figure) if text == "0 of 1"] == ["0 of 1"] * 5
-    assert "λ=1 never to" in figure.get_label()
+    assert "to 58 % λ=1 never; to 86 % λ=1 never" in figure.get_label()
     sunk = rising(made, "λ=0", [[10, 90]], lost=[0])
     figure = must(draw("steps_to_accuracy", evidence(made, sunk)))
     assert "λ=0: every trial diverged" in texts(figure)
@@ -729,8 +730,8 @@ def test_along_a_factor_the_best_inner_value_is_chosen_by_validation() -> None:
     assert list(line(beta, "chosen").get_xdata()) == [2]
     assert list(beta.containers[0].lines[0].get_xdata()) == [0, 1, 2]
     assert (
-        "cifar10, factor alpha: 81.0 at 0; 85.0 at 0.1; 90.0 at 0.9; 70.0 at 1 (1 of 2 diverged); "
-        "0.1 is chosen by validation accuracy." in figure.get_label()
+        "cifar10, factor alpha: 81.0 at 0; 85.0 at 0.1, which validation accuracy chose; 70.0 at 1 "
+        "(1 of 2 diverged)." in figure.get_label()
     )
 
 
@@ -826,7 +827,7 @@ def test_counts_stand_side_by_side() -> None:
     space = panel(figure, "space: dimension of the set of functions")
     assert list(space.containers[0].lines[0].get_ydata()) == [28.0]
     assert round(float(space.containers[0].lines[0].get_xdata()[0])) == 1
-    assert "line, dimension of the set of functions: relu 7 (4)" in figure.get_label()
+    assert "line, dimension of the set of functions for widths 4: relu 7." in figure.get_label()
 
 
 # --- all of them -----------------------------------------------------------------------------

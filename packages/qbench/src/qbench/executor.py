@@ -20,6 +20,7 @@ from qbench.architecture import ModelSpec
 from qbench.build import build_model
 from qbench.catalogue import DATASETS
 from qbench.checkpoint import Checkpoints
+from qbench.cost import multiply_adds
 from qbench.data import load_problem
 from qbench.data.root import check_files, data_root, downloadable
 from qbench.errors import UserError
@@ -406,6 +407,7 @@ def _write(
         status="diverged" if diverged else "finished",
         diverged_at=curve.diverged_at,
         parameters=findings.parameters,
+        multiply_adds=multiply_adds(cell.model, cell.dataset),
         metrics=dict.fromkeys(last) if diverged else last,
         step=tuple(curve.step),
         time=tuple(curve.time),

@@ -59,7 +59,7 @@ class Environment(Frozen):
 class Result(Frozen):
     """What a trial left: one cell, one seed.
 
-    ``metrics`` are the values after the last step, None where the trial diverged; ``history`` has
+    ``multiply_adds`` are those of one input. ``metrics`` are the values after the last step, None where the trial diverged; ``history`` has
     those recorded along ``step``, at the times ``time`` in seconds since 1970. ``files`` are the
     SHA-256 of what stands beside it: ``weights.safetensors`` of networks of the zoo,
     ``arrays.safetensors`` of what figures draw; ``weights`` is that of the final parameters and
@@ -79,6 +79,7 @@ class Result(Frozen):
     status: Literal["finished", "diverged"]
     diverged_at: int | None
     parameters: int
+    multiply_adds: int
     metrics: dict[str, float | None]
     step: tuple[int, ...]
     time: tuple[float, ...]

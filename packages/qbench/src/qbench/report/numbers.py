@@ -45,7 +45,7 @@ class CellReport(Frozen):
     Accuracies are in percent, losses in nats. ``n`` counts the seeds in the mean, ``diverged``
     those that are not in it, between the steps ``diverged_at``. ``difference`` and ``p_value``
     compare with the control, paired by seed, with Holm's correction over all cells of the same
-    choices. ``seconds`` is the wall time of all seeds together.
+    choices. ``multiply_adds`` are those of one input, ``seconds`` is the wall time of all seeds together.
     """
 
     axes: dict[str, Scalar]
@@ -62,6 +62,7 @@ class CellReport(Frozen):
     claim: Claimed | None
     others: dict[str, Measured]
     parameters: int
+    multiply_adds: int
     seconds: float
 
 
@@ -286,6 +287,7 @@ def _cell_report(
             if s is not None
         },
         parameters=found[0].parameters,
+        multiply_adds=found[0].multiply_adds,
         seconds=_seconds(result.environment for result in found),
     )
 

@@ -18,6 +18,7 @@ from qbench.report.wording import (
     VERDICTS,
     Tone,
     Verdict,
+    format_count,
     format_number,
     format_p,
     format_value,
@@ -63,7 +64,12 @@ def render_page(report: Report, figures: Mapping[str, Figure], json_name: str) -
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=format_number, p=format_p, text=format_value, metric=_heading, interval=_interval
+        number=format_number,
+        p=format_p,
+        text=format_value,
+        count=format_count,
+        metric=_heading,
+        interval=_interval,
     )
     template = resources.files("qbench.report") / "page.html.j2"
     return environment.from_string(template.read_text(encoding="utf-8")).render(

@@ -61,6 +61,15 @@ def format_number(
     return shown.replace("-", "−")
 
 
+def format_count(value: int) -> str:
+    """A whole number with narrow gaps between thousands.
+
+    >>> format_count(6352000).replace(chr(0x202F), "_")
+    '6_352_000'
+    """
+    return f"{value:,}".replace(",", "\u202f")
+
+
 def format_p(value: float | None) -> str:
     """A p-value with three decimals.
 

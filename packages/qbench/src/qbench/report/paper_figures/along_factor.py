@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qbench.metrics import QUANTITIES
 from qbench.report.drawing import ALARM, GRID, INK, legend_below, new_figure, style
 from qbench.report.evidence import Evidence
 from qbench.report.families import FAMILIES
@@ -57,7 +56,11 @@ def along_factor(evidence: Evidence) -> Figure | None:
         _draw_factor(axes, cells, chosen, evidence.report.control)
         axes.set_xticks(range(len(models)), models, rotation=45 if len(models) > 5 else 0)
         axes.set_xlim(-0.5, len(models) - 0.5)
-        said.append(_in_words(panel, cells, chosen))
+        said.append(_in_words(panel, [cell for cell in cells if cell is not None], chosen))
+    lost = any(cell.diverged for cell in evidence.cells)
+    if first is not None and lost:  # room for what is said of them
+        low, high = first.get_ylim()
+        first.set_ylim(low - 0.22 * (high - low), high)
     handles = [Line2D([], [], color=BLUE, marker="o", markersize=4.5, label="mean, 95 % interval")]
     if evidence.report.control in models:
         handles.append(
@@ -81,7 +84,7 @@ def along_factor(evidence: Evidence) -> Figure | None:
             label="best inner value by validation accuracy",
         )
     )
-    if any(cell.diverged for cell in evidence.cells):
+    if lost:
         handles.append(lost_key())
     legend_below(figure, handles, columns=len(handles) if columns > 1 else 2)
     figure.set_label(
@@ -95,7 +98,7 @@ def along_factor(evidence: Evidence) -> Figure | None:
 def _draw_factor(
     axes: Axes,
     cells: Sequence[CellReport | None],
-    chosen: int | None,
+    chosen: CellReport | None,
     control: str | None,
 ) -> None:
     measured = [
@@ -125,10 +128,9 @@ def _draw_factor(
             zorder=3,
         )
     if chosen is not None:
-        mean = next(mean for place, mean, _ in measured if place == chosen)
         axes.plot(
-            chosen,
-            mean,
+            cells.index(chosen),
+            chosen.mean or 0.0,
             marker="o",
             markersize=11,
             markerfacecolor="none",
@@ -150,28 +152,26 @@ def _draw_factor(
             )
 
 
-def _chosen(cells: Sequence[CellReport | None]) -> int | None:
-    """The place of the best inner value by validation accuracy, the first of equals."""
-    direction = 1 if QUANTITIES[_CHOSEN_BY].rising else -1
-    known = {}
-    for place, cell in enumerate(cells[1:-1], 1):
-        if cell is None or cell.diverged or cell.mean is None:
-            continue
-        measured = cell.others.get(_CHOSEN_BY)
-        if measured is not None and measured.mean is not None:
-            known[place] = direction * measured.mean
-    return max(known, key=lambda place: known[place]) if known else None
+def _chosen(cells: Sequence[CellReport | None]) -> CellReport | None:
+    """The best inner value by validation accuracy, the first of equals."""
+    known = []
+    for cell in cells[1:-1]:
+        if cell is not None and cell.mean is not None and not cell.diverged:
+            measured = cell.others.get(_CHOSEN_BY)
+            if measured is not None and measured.mean is not None:
+                known.append((measured.mean, cell))
+    return max(known, key=lambda pair: pair[0])[1] if known else None
 
 
-def _in_words(panel: str, cells: Sequence[CellReport | None], chosen: int | None) -> str:
+def _in_words(panel: str, cells: Sequence[CellReport], chosen: CellReport | None) -> str:
+    """Both ends, what was chosen between them, and every value that lost trials."""
     parts = []
-    for cell in cells:
-        if cell is not None:
-            lost = (
-                f" ({cell.diverged} of {cell.diverged + cell.n} diverged)" if cell.diverged else ""
-            )
-            parts.append(f"{format_number(cell.mean, cell.metric)} at {cell.axes['model']}{lost}")
-    best = cells[chosen] if chosen is not None else None
-    if best is not None:
-        parts.append(f"{best.axes['model']} is chosen by validation accuracy")
+    for place, cell in enumerate(cells):
+        words = f"{format_number(cell.mean, cell.metric)} at {cell.axes['model']}"
+        if cell is chosen:
+            words += ", which validation accuracy chose"
+        if cell.diverged:
+            words += f" ({cell.diverged} of {cell.diverged + cell.n} diverged)"
+        if cell is chosen or cell.diverged or place in (0, len(cells) - 1):
+            parts.append(words)
     return f"{panel}: {'; '.join(parts)}."

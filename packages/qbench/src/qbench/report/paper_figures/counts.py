@@ -75,20 +75,22 @@ def counts(evidence: Evidence) -> Figure | None:
         axes.tick_params(which="minor", length=0)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        by_model: dict[str, list[str]] = {}
-        for cell in cells:
-            shown = f"{_mean_of(cell, metric):g} ({format_value(cell.axes[axis])})"
-            by_model.setdefault(str(cell.axes["model"]), []).append(shown)
-        numbers = (f"{model} {', '.join(found)}" for model, found in by_model.items())
-        said.append(f"{dataset}, {metric_name(metric)}: {'; '.join(numbers)}")
+        last = cells[-1].axes[axis]
+        numbers = (
+            f"{cell.axes['model']} {_mean_of(cell, metric):g}"
+            for cell in cells
+            if cell.axes[axis] == last
+        )
+        words = f"{dataset}, {metric_name(metric)} for {axis} {format_value(last)}"
+        said.append(f"{words}: {', '.join(numbers)}")
     handles = [
         Line2D([], [], linestyle="", markersize=5, label=short(model), **look)  # type: ignore[arg-type]
         for model, look in looks.items()
     ]
     legend_below(figure, handles, columns=min(6, len(handles)))
     figure.set_label(
-        f"Counts of what networks can express, by {axis} in brackets: mean over the drawn "
-        f"networks with its 95 % interval{evidence.choices}. {'. '.join(said)}."
+        f"Counts of what networks can express, by {axis}: mean over the drawn networks with its "
+        f"95 % interval{evidence.choices}. {'. '.join(said)}."
     )
     return figure
 

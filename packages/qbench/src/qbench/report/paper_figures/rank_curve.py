@@ -136,10 +136,16 @@ def _draw_family(
 def _in_words(
     evidence: Evidence, panel: str, families: Mapping[str, Sequence[str]], flat: Sequence[str]
 ) -> str:
+    """Each family at its ends and wherever trials diverged, then the models without a rank."""
     parts = []
     for family, models in families.items():
         cells = [(m, evidence.cell(panel, m)) for m in models]
-        said = [_said(evidence, model, cell) for model, cell in cells if cell is not None]
+        known = [(model, cell) for model, cell in cells if cell is not None]
+        said = [
+            _said(evidence, model, cell)
+            for place, (model, cell) in enumerate(known)
+            if cell.diverged or place in (0, len(known) - 1)
+        ]
         if said:
             parts.append(f"{family} {', '.join(said)}")
     for model in flat:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from qbench.report.drawing import GRID, legend_below, new_figure, style
 from qbench.report.evidence import Evidence
@@ -19,6 +19,11 @@ from qbench.trial import Result
 
 _SHARES = (0.2, 0.4, 0.6, 0.8, 0.95)
 """Of the way from the first accuracy that the control recorded to the one that it reaches."""
+
+
+_FEW = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_MANY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4, 6, 8, 10)
+"""Ticks of ratios over a wide range and over a narrow one."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,21 @@ def steps_to_accuracy(evidence: Evidence) -> Figure | None:
         model: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         for i, model in enumerate(models)
     }
+    of_panels = {
+        panel: {model: evidence.of(panel, model) for model in [control, *models]}
+        for panel in panels
+    }
+    levels = {panel: levels_of(found[control]) for panel, found in of_panels.items()}
+    ratios = {
+        panel: {
+            model: [ratio_of(found[model], found[control], level) for level in levels[panel]]
+            for model in models
+            if found[model]
+        }
+        for panel, found in of_panels.items()
+    }
+    limits, missed = _limits([r for found in ratios.values() for r in found.values()])
     said = []
-    missed = False
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
         style(
@@ -73,27 +91,18 @@ def steps_to_accuracy(evidence: Evidence) -> Figure | None:
             xlabel="test accuracy to reach (%)",
             ylabel=f"steps, relative to {control}" if index % columns == 0 else "",
         )
-        of_models = {model: evidence.of(panel, model) for model in [control, *models]}
-        note_below(axes, lost_trials(of_models), width=48)
-        levels = levels_of(of_models[control])
-        if not levels:
-            missing = f"{control}: {_missing(of_models[control])}"
+        note_below(axes, lost_trials(of_panels[panel]), width=48)
+        if not levels[panel]:
+            missing = f"{control}: {_missing(of_panels[panel][control])}"
             say(axes, missing)
             axes.set_xticks([])
             axes.set_yticks([])
             said.append(f"{panel}, {missing}")
             continue
-        ratios = {
-            model: [ratio_of(of_models[model], of_models[control], level) for level in levels]
-            for model in models
-            if of_models[model]
-        }
-        _draw_ratios(axes, ratios, looks)
-        found = [ratio for of_model in ratios.values() for ratio in of_model]
-        missed = missed or any(ratio.reached < ratio.tried for ratio in found)
-        axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
-        axes.set_xlim(-0.3, len(levels) - 0.7)
-        said.append(f"{panel}: {_in_words(ratios, levels)}")
+        _draw_ratios(axes, ratios[panel], looks, limits)
+        axes.set_xticks(range(len(levels[panel])), [f"{level:g}" for level in levels[panel]])
+        axes.set_xlim(-0.35, len(levels[panel]) - 0.65)
+        said.append(f"{panel}: {_in_words(ratios[panel], levels[panel])}")
     handles = [
         Line2D(
             [], [], label=short(model), markersize=4.5, color=look["color"], marker=look["marker"]
@@ -163,9 +172,15 @@ def _steps_to(result: Result, level: float) -> int | None:
 
 
 def _draw_ratios(
-    axes: Axes, ratios: Mapping[str, Sequence[Ratio]], looks: Mapping[str, Mapping[str, str]]
+    axes: Axes,
+    ratios: Mapping[str, Sequence[Ratio]],
+    looks: Mapping[str, Mapping[str, str]],
+    limits: tuple[float, float],
 ) -> None:
-    axes.set_yscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_ylim(*limits)
+    low, high = limits
+    axes.set_yticks([tick for tick in (_FEW if high > 6 * low else _MANY) if low < tick < high])
     axes.grid(color=GRID, linewidth=0.6)
     axes.axhline(1.0, color=FAMILIES["linear"], linewidth=1.0, linestyle=(0, (4, 3)), zorder=2)
     for line, (model, found) in enumerate(ratios.items()):
@@ -202,7 +217,7 @@ def _draw_ratios(
                     color=colour,
                 )
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks([], minor=True)
 
 
 def _missing(control: Sequence[Result]) -> str:
@@ -214,14 +229,30 @@ def _missing(control: Sequence[Result]) -> str:
     return "no seed gets better than at its start"
 
 
+def _limits(lines: Sequence[Sequence[Ratio]]) -> tuple[tuple[float, float], bool]:
+    """The same range of ratios for every panel, with room above where counts are written; and
+    whether any are."""
+    known = [ratio for line in lines for ratio in line if ratio.mean is not None]
+    ends = [(ratio.mean or 1.0, ratio.factor or 1.0) for ratio in known]
+    low = min([mean / factor for mean, factor in ends] + [0.8])
+    high = max([mean * factor for mean, factor in ends] + [1.25])
+    missed = any(ratio.reached < ratio.tried for line in lines for ratio in line)
+    reach = math.log(high / low)
+    return (
+        low * math.exp(-0.06 * reach),
+        high * math.exp((0.4 if missed else 0.06) * reach),
+    ), missed
+
+
 def _in_words(ratios: Mapping[str, Sequence[Ratio]], levels: Sequence[float]) -> str:
+    """The ratios to the level in the middle and to the last."""
+    if not ratios:
+        return "no other model was run"
     parts = []
-    for model, found in ratios.items():
-        numbers = [
-            f"{ratio.mean:.2f} to {level:g} %"
-            if ratio.mean is not None
-            else f"never to {level:g} %"
-            for ratio, level in zip(found, levels, strict=True)
-        ]
-        parts.append(f"{model} {', '.join(numbers)}")
-    return "; ".join(parts) if parts else "no other model was run"
+    for place in sorted({len(levels) // 2, len(levels) - 1}):
+        numbers = (
+            f"{model} {ratio.mean:.2f}" if ratio.mean is not None else f"{model} never"
+            for model, ratio in ((model, found[place]) for model, found in ratios.items())
+        )
+        parts.append(f"to {levels[place]:g} % {', '.join(numbers)}")
+    return "; ".join(parts)
