@@ -20,7 +20,7 @@ from qbench.architecture import ModelSpec
 from qbench.build import build_model
 from qbench.catalogue import DATASETS
 from qbench.checkpoint import Checkpoints
-from qbench.cost import multiply_adds
+from qbench.cost import Rates, cell_cost, multiply_adds
 from qbench.data import load_problem
 from qbench.data.root import check_files, data_root, downloadable
 from qbench.errors import UserError
@@ -33,6 +33,8 @@ from qbench.trial import Environment, Result, RunFolder, commit, hardware, versi
 
 MOST_STACKED = 200_000
 """Weights of a model whose seeds train side by side."""
+
+_TWO_CORES = Rates(forms=2e10, networks=2e10, step=5e-4)
 
 WEIGHTS = "weights.safetensors"
 ARRAYS = "arrays.safetensors"
@@ -71,22 +73,9 @@ class Block:
 
     @property
     def cost(self) -> float:
-        """About how long it takes, in arbitrary units: for the time left, not for any record.
-
-        Per step a constant, a part for each output and one for each multiply-add; the weights were
-        fitted to measured blocks on two cores.
-        """
-        recipe, spec = self.cell.recipe, self.cell.model
-        info = DATASETS[self.cell.dataset]
-        batch = recipe.batch_size or info.train
-        steps = recipe.epochs * max(1, (recipe.train_samples or info.train) // batch)
-        rank = spec.rank or (info.features if spec.kind == "dense" else 1)
-        if spec.kind == "zoo":
-            rank = 4000 * (spec.depth or 20)
-        elif spec.kind == "mlp":
-            rank = sum(spec.hidden)
-        outputs = len(self.seeds) * batch * info.classes
-        return steps * (0.5 + 1.5e-5 * outputs + 6e-8 * outputs * info.features * rank)
+        """About how many seconds it takes on two cores: for the time left, not for any record."""
+        least = 0.05  # building and writing
+        return least + 3600 * cell_cost(self.cell, len(self.seeds)).hours(_TWO_CORES)
 
 
 def stacks(cell: Cell) -> bool:

@@ -25,13 +25,15 @@ class Quantity:
 
     ``derive`` computes it from a trial's history, where it is not recorded itself; NaN where the
     history does not have what it needs. ``of_diverged`` is the value of a trial that diverged,
-    where it has one. ``percent`` shows one decimal, or two where values are compared.
+    where it has one. ``percent`` shows one decimal, or two where values are compared. ``short`` is
+    for narrow columns.
     """
 
     words: str
     unit: str = ""
     rising: bool = True
     percent: bool = False
+    short: str = ""
     derive: Callable[[History], float] | None = None
     of_diverged: float | None = None
 
@@ -85,34 +87,57 @@ def _learned(history: History) -> float:
 
 QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
     {
-        "test_accuracy": Quantity("test accuracy", "%", percent=True),
-        "train_accuracy": Quantity("training accuracy", "%", percent=True),
-        "validation_accuracy": Quantity("validation accuracy", "%", percent=True),
-        "train_loss": Quantity("training loss", "nats", rising=False),
+        "test_accuracy": Quantity("test accuracy", "%", percent=True, short="test"),
+        "train_accuracy": Quantity("training accuracy", "%", percent=True, short="training"),
+        "validation_accuracy": Quantity(
+            "validation accuracy", "%", percent=True, short="validation"
+        ),
+        "train_loss": Quantity("training loss", "nats", rising=False, short="loss"),
         "test_loss": Quantity("test loss", "nats", rising=False),
         "validation_loss": Quantity("validation loss", "nats", rising=False),
-        "margin": Quantity("margin Δμ"),
+        "margin": Quantity("margin Δμ", short="Δμ"),
         "margin_rate": Quantity("rate of the margin, dΔμ/dt measured"),
-        "inner_product": Quantity("inner product of the proof"),
-        "drift": Quantity("drift of a_n, mean |d log a_n/dt|", rising=False),
-        "lower_bound": Quantity("lower bound of theorem 2"),
+        "inner_product": Quantity("inner product of the proof", short="inner product"),
+        "drift": Quantity("drift of a_n, mean |d log a_n/dt|", rising=False, short="drift"),
+        "lower_bound": Quantity("lower bound of theorem 2", short="bound"),
         "best_test_accuracy": Quantity(
-            "best epoch on test", "%", percent=True, derive=_best("test_accuracy")
+            "best epoch on test",
+            "%",
+            percent=True,
+            derive=_best("test_accuracy"),
+            short="best epoch",
         ),
         "selected_test_accuracy": Quantity(
-            "test accuracy at the best validation epoch", "%", percent=True, derive=_selected
+            "test accuracy at the best validation epoch",
+            "%",
+            percent=True,
+            derive=_selected,
+            short="selected",
         ),
         "mean_test_accuracy": Quantity(
-            "mean test accuracy along training", "%", percent=True, derive=_mean("test_accuracy")
+            "mean test accuracy along training",
+            "%",
+            percent=True,
+            derive=_mean("test_accuracy"),
+            short="mean",
         ),
         "margin_rises": Quantity(
-            "recorded steps to which the margin rose", "%", percent=True, derive=_rises
+            "recorded steps to which the margin rose",
+            "%",
+            percent=True,
+            derive=_rises,
+            short="rises",
         ),
         "margin_correlation": Quantity(
-            "correlation of margin and test accuracy", derive=_correlation
+            "correlation of margin and test accuracy",
+            derive=_correlation,
+            short="correlation",
         ),
         "equality_gap": Quantity(
-            "relative gap between both sides of the equality", rising=False, derive=_gap
+            "relative gap between both sides of the equality",
+            rising=False,
+            derive=_gap,
+            short="gap",
         ),
         "learned": Quantity(
             "trials that learned (training accuracy of 50 % or more)",
@@ -120,18 +145,29 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
             percent=True,
             derive=_learned,
             of_diverged=0.0,
+            short="learned",
         ),
-        "kept_1": Quantity("test accuracy with 1 eigenvector", "%", percent=True),
-        "kept_3": Quantity("test accuracy with 3 eigenvectors", "%", percent=True),
-        "kept_10": Quantity("test accuracy with 10 eigenvectors", "%", percent=True),
+        "kept_1": Quantity("test accuracy with 1 eigenvector", "%", percent=True, short="1 kept"),
+        "kept_3": Quantity("test accuracy with 3 eigenvectors", "%", percent=True, short="3 kept"),
+        "kept_10": Quantity(
+            "test accuracy with 10 eigenvectors", "%", percent=True, short="10 kept"
+        ),
         "lost_10": Quantity(
-            "test accuracy lost where 10 eigenvectors are kept", "%", rising=False, percent=True
+            "test accuracy lost where 10 eigenvectors are kept",
+            "%",
+            rising=False,
+            percent=True,
+            short="lost",
         ),
-        "similarity": Quantity("|cosine| of leading eigenvector and spike-triggered average"),
-        "similarity_others": Quantity("|cosine| with the averages of the other classes"),
-        "pieces": Quantity("polynomial pieces on an interval"),
-        "degree": Quantity("largest degree of a piece"),
-        "dimension": Quantity("dimension of the set of functions"),
+        "similarity": Quantity(
+            "|cosine| of leading eigenvector and spike-triggered average", short="|cos|"
+        ),
+        "similarity_others": Quantity(
+            "|cosine| with the averages of the other classes", short="|cos| others"
+        ),
+        "pieces": Quantity("polynomial pieces on an interval", short="pieces"),
+        "degree": Quantity("largest degree of a piece", short="degree"),
+        "dimension": Quantity("dimension of the set of functions", short="dimension"),
     }
 )
 """Every metric by name. Accuracies are in percent, losses in nats."""

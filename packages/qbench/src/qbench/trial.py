@@ -59,12 +59,12 @@ class Environment(Frozen):
 class Result(Frozen):
     """What a trial left: one cell, one seed.
 
-    ``multiply_adds`` are those of one input. ``metrics`` are the values after the last step, None where the trial diverged; ``history`` has
-    those recorded along ``step``, at the times ``time`` in seconds since 1970. ``files`` are the
-    SHA-256 of what stands beside it: ``weights.safetensors`` of networks of the zoo,
-    ``arrays.safetensors`` of what figures draw; ``weights`` is that of the final parameters and
-    buffers, kept or not. Accuracies are in percent. Values that are not finite are written as text,
-    which JSON can hold.
+    ``multiply_adds`` are those of one input. ``metrics`` are the values after the last step, None
+    where the trial diverged; ``history`` has those recorded along ``step``, at the times ``time``
+    in seconds since 1970. ``files`` are the SHA-256 of what stands beside it:
+    ``weights.safetensors`` of networks of the zoo, ``arrays.safetensors`` of what figures draw;
+    ``weights`` is that of the final parameters and buffers, kept or not. Accuracies are in percent.
+    Values that are not finite are written as text, which JSON can hold.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")

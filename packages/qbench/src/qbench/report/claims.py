@@ -302,6 +302,9 @@ def _short(claim: Claim) -> str:
         return f"{word} {'>' if QUANTITIES[claim.by].rising else '<'} {claim.order[-2]}"
     if isinstance(claim, CloseClaim):
         return f"within {claim.within:g} of {claim.close[1]}"
+    if isinstance(claim, ValueClaim):
+        spread = f" ± {claim.spread:g}" if claim.spread is not None else ""
+        return f"{claim.value:g}{spread}"
     return _text(claim)
 
 

@@ -40,13 +40,14 @@ def report_of(folder: RunFolder, *, reduced: bool = False) -> tuple[Report, list
 
 
 def write_report(report: Report, results: list[Result], folder: RunFolder) -> Path:
-    """Write ``report.json``, ``report.html`` and the figures; returns the path of the page.
+    """Write ``report.json``, ``.html`` and ``.md``, and the figures; returns the path of the page.
 
     Those of a reduced run are called ``report-reduced`` and ``figures-reduced``: they never stand
     in the place of the full ones.
     """
     from qbench.report.drawing import save_figures
     from qbench.report.figures import figures_of
+    from qbench.report.markdown import render_markdown
     from qbench.report.page import write_page
 
     suffix = "-reduced" if report.reduced else ""
@@ -56,6 +57,7 @@ def write_report(report: Report, results: list[Result], folder: RunFolder) -> Pa
     save_figures(figures, folder.path / f"figures{suffix}")
     page = folder.path / f"report{suffix}.html"
     write_page(report, figures, page)
+    write_whole(folder.path / f"report{suffix}.md", render_markdown(report))
     return page
 
 

@@ -45,7 +45,8 @@ class CellReport(Frozen):
     Accuracies are in percent, losses in nats. ``n`` counts the seeds in the mean, ``diverged``
     those that are not in it, between the steps ``diverged_at``. ``difference`` and ``p_value``
     compare with the control, paired by seed, with Holm's correction over all cells of the same
-    choices. ``multiply_adds`` are those of one input, ``seconds`` is the wall time of all seeds together.
+    choices. ``multiply_adds`` are those of one input, ``seconds`` is the wall time of all seeds
+    together.
     """
 
     axes: dict[str, Scalar]
@@ -69,7 +70,8 @@ class CellReport(Frozen):
 class Report(Frozen):
     """A table's report.
 
-    ``axes`` are the grid's beside dataset and model; ``models`` says what each model is;
+    ``axes`` are the grid's beside dataset and model; ``measured`` are the metrics that the table
+    is about, the main one first; ``models`` says what each model is;
     ``control`` is the one that the others are compared with.
     ``choices`` are the unstated choices with the values that were run; ``expected`` is the number
     of trials of the whole table under these choices, ``recorded`` how many of them there are.
@@ -87,6 +89,7 @@ class Report(Frozen):
     choices: dict[str, list[Scalar]]
     open_choices: dict[str, str]
     axes: list[str]
+    measured: list[str]
     models: dict[str, ModelSpec]
     control: str | None
     warnings: list[str]
@@ -106,6 +109,12 @@ class Report(Frozen):
         """The warnings in a word or two, empty where there are none."""
         partial = self.recorded < self.expected
         return " · ".join(["REDUCED RUN"] * self.reduced + ["PARTIAL"] * partial)
+
+    @property
+    def columns(self) -> list[str]:
+        """The metrics to show beside the main one: the table's others, or the training loss."""
+        shown = {name for cell in self.cells for name in cell.others}
+        return [name for name in (self.measured[1:] or ["train_loss"]) if name in shown]
 
     @property
     def panels(self) -> list[str]:
@@ -183,6 +192,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         choices={name: _values_run(table, name, present) for name in table.unstated},
         open_choices={name: choice.why for name, choice in table.unstated.items()},
         axes=list(table.grid.other),
+        measured=list(table.measured),
         models={
             name: spec
             for name, spec in table.grid.model.items()
@@ -327,6 +337,11 @@ def _warnings(
     return warnings
 
 
+def _singular(words: str, count: int) -> str:
+    """``epochs`` of one epoch is ``epoch``."""
+    return words.removesuffix("s") if count == 1 else words
+
+
 _REDUCED = {
     "epochs": "epochs",
     "train_samples": "training samples",
@@ -344,7 +359,7 @@ def _reductions(table: Table) -> list[str]:
             given = getattr(recipe, name)
             unit = "steps" if (name, recipe.batch_size) == ("epochs", None) else words
             full = given if given is not None else "all"
-            less.append(f"{changed[name]} {unit} instead of {full}")
+            less.append(f"{changed[name]} {_singular(unit, changed[name])} instead of {full}")
     return less
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 
 import jinja2
 from markupsafe import Markup, escape
@@ -63,14 +64,7 @@ def render_page(report: Report, figures: Mapping[str, Figure], json_name: str) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        number=format_number,
-        p=format_p,
-        text=format_value,
-        count=format_count,
-        metric=_heading,
-        interval=_interval,
-    )
+    environment.filters.update(FILTERS)
     template = resources.files("qbench.report") / "page.html.j2"
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         report=report,
@@ -80,7 +74,7 @@ def render_page(report: Report, figures: Mapping[str, Figure], json_name: str) -
         tallies=[_tally(report, choices) for choices in report.combinations],
         verdicts=VERDICTS,
         claims=claim_rows(report),
-        panels=[(panel, _runs(report, panel)) for panel in report.panels],
+        panels=[(panel, runs_of(report, panel)) for panel in report.panels],
         has_claims=any(cell.claim or report.claims_of(cell) for cell in report.cells),
         figures=[
             (name, figure.get_label(), inline_svg(name, figure)) for name, figure in figures.items()
@@ -141,7 +135,8 @@ def _tally(report: Report, choices: Choices) -> list[tuple[Verdict, str]]:
     ]
 
 
-def _runs(report: Report, panel: str) -> list[Run]:
+def runs_of(report: Report, panel: str) -> list[Run]:
+    """The cells of a panel under each combination of choices, in their order."""
     by_choices: dict[Choices, list[CellReport]] = {choices: [] for choices in report.combinations}
     for cell in report.cells:
         if cell.panel == panel:
@@ -180,3 +175,16 @@ def _heading(metric: Metric) -> str:
 def _paper_url(paper: str) -> str | None:
     found = re.fullmatch(r"arXiv (\d{4}\.\d{4,5})", paper)
     return f"https://arxiv.org/abs/{found.group(1)}" if found else None
+
+
+FILTERS = MappingProxyType(
+    {
+        "number": format_number,
+        "p": format_p,
+        "text": format_value,
+        "count": format_count,
+        "metric": _heading,
+        "interval": _interval,
+    }
+)
+"""How a template says a number, a p-value, a value of an axis, a metric."""

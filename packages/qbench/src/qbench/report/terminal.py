@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
+from qbench.metrics import QUANTITIES
 from qbench.report.claims import LEVEL, ClaimReport
 from qbench.report.numbers import CellReport, Choices, Report
 from qbench.report.wording import (
@@ -17,6 +18,7 @@ from qbench.report.wording import (
     format_number,
     format_p,
     format_value,
+    metric_name,
     metric_with_unit,
 )
 
@@ -55,8 +57,8 @@ def render(report: Report) -> RenderableType:
 def _closing(report: Report) -> str:
     cpu = f"{report.hardware.get('cpu', 'unknown processor')}, {report.threads} threads"
     return (
-        "mean ± std over n seeds; loss: training; Δ and p against the control: paired t-test, Holm "
-        "over all cells of the same choices.\n"
+        "mean ± std over n seeds; loss: of training; Δ and p against the control: paired t-test, "
+        "Holm over all cells of the same choices.\n"
         f"{', '.join(f'{symbol} {verdict}' for verdict, (symbol, _) in VERDICTS.items())} "
         f"(not decided: p ≥ {LEVEL:g}).\n"
         f"{report.recorded} trials, {report.seconds:.0f} s of training on "
@@ -67,7 +69,7 @@ def _closing(report: Report) -> str:
 def _panel_grid(report: Report, panel: str, cells: Sequence[CellReport]) -> Grid:
     choices = report.choices_of(cells[0])
     shown = ", ".join(f"{name}={format_value(value)}" for name, value in choices)
-    grid = _grid(f"{panel} ({shown})")
+    grid = _grid(f"{panel} ({shown})" if shown else panel)
     grid.add_column("model", no_wrap=True)
     # the unit below: every character counts where 80 columns hold claims too
     heading = metric_with_unit(cells[0].metric).replace(" (", "\n(")
@@ -77,7 +79,9 @@ def _panel_grid(report: Report, panel: str, cells: Sequence[CellReport]) -> Grid
     if has_control:
         grid.add_column("Δ", justify="right", no_wrap=True)
         grid.add_column("p", justify="right", no_wrap=True)
-    grid.add_column("loss", justify="right", no_wrap=True)
+    columns = report.columns[:3]  # 80 columns hold no more; the page and the JSON have all
+    for name in columns:
+        grid.add_column(QUANTITIES[name].short or metric_name(name), justify="right")
     grid.add_column("the paper claims")
     for cell in cells:
         row: list[RenderableType] = [str(cell.axes["model"]), _mean(cell), str(cell.n)]
@@ -85,8 +89,9 @@ def _panel_grid(report: Report, panel: str, cells: Sequence[CellReport]) -> Grid
             gap = cell.difference
             row.append("" if gap is None else format_number(gap, cell.metric, sign=True))
             row.append(format_p(cell.p_value))
-        loss = cell.others.get("train_loss")
-        row.append("" if loss is None else format_number(loss.mean, "train_loss"))
+        for name in columns:
+            other = cell.others.get(name)
+            row.append("" if other is None else format_number(other.mean, name))
         grid.add_row(*row, _claimed(cell, report))
     return grid
 
@@ -103,11 +108,7 @@ def _grid(title: str) -> Grid:
 
 
 def _claimed(cell: CellReport, report: Report) -> Text:
-    parts = []
-    if cell.claim is not None:
-        spread = f" ± {cell.claim.spread:g}" if cell.claim.spread is not None else ""
-        parts.append(Text(f"{cell.claim.value:g}{spread}"))
-    parts += [
+    parts = [
         Text.assemble(_symbol(claim.verdict), f" {claim.short}") for claim in report.claims_of(cell)
     ]
     return Text("\n").join(parts)

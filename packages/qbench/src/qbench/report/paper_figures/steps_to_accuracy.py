@@ -122,7 +122,7 @@ def steps_to_accuracy(evidence: Evidence) -> Figure | None:
                 markersize=4.5,
                 markerfacecolor="white",
                 linestyle="",
-                label="not reached by every seed",
+                label="k of n seeds reached it",
             )
         )
     legend_below(figure, handles, columns=min(len(handles), 6 if columns > 1 else 5))
