@@ -147,8 +147,7 @@ def trial(
     reduced: bool = False,
 ) -> Result:
     """A trial of the cell with these axes that recorded this history."""
-    choices = {"init_scale": ("all",)} if "init_scale" in made.unstated else {}
-    choices = {name: tuple(made.unstated[name].values) for name in choices}
+    choices = {name: choice.values for name, choice in made.unstated.items()}
     cell = next(
         cell
         for cell in made.cells(choices=choices, reduced=reduced)

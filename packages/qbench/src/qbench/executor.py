@@ -214,14 +214,15 @@ def _run(
     if cell.table.experiment == "expressivity":
         return _measure(folder, cell, seeds, setting, on_progress)
     training = _training(folder, cell, together, setting)
-    facts: dict[str, Any] = {"started": started, "interruptions": 0, "versions": versions()}
+    facts: dict[str, Any] = {"started": started, "interruptions": 0, "on": _on(setting)}
     if kept is not None:
         training.restore(kept)
         facts = {**kept.values["facts"], "interruptions": kept.values["facts"]["interruptions"] + 1}
-        if facts["versions"] != versions():
+        if facts["on"] != _on(setting):
             setting.on_note(
-                f"{cell} goes on from a checkpoint of other versions of Python or its packages: "
-                "its figures may differ in their last digits from those of an unbroken run"
+                f"{cell} goes on from a checkpoint of another device, number of threads or version "
+                "of a package: its figures may differ in their last digits from those of an "
+                "unbroken run"
             )
 
     refused = False
@@ -264,6 +265,11 @@ def _run(
         raise failed
     checkpoints.remove()
     return added
+
+
+def _on(setting: Setting) -> dict[str, str | int]:
+    """What has to be the same for a run to go on bit for bit."""
+    return {**versions(), "device": setting.device, "threads": torch.get_num_threads()}
 
 
 def _measure(
