@@ -79,3 +79,14 @@ def test_xor_has_no_test_part_and_its_class_is_whether_the_signs_differ() -> Non
     problem = load_problem("xor", Recipe(epochs=1), [0])
     assert problem.test.x.shape[1] == 0
     assert torch.equal(problem.train.y[0], (problem.train.x[0].prod(-1) < 0).long())
+
+
+def test_a_tables_validation_part_comes_off_its_training_part_alone() -> None:
+    plain = load_problem("wine", RECIPE, [0, 3])
+    problem = load_problem("wine", RECIPE.model_copy(update={"validation": 30}), [0, 3])
+    assert torch.equal(problem.test.x, plain.test.x)
+    assert (len(problem.train), len(problem.validation), len(problem.test)) == (112, 30, 36)
+    for s in range(2):
+        both = torch.cat([problem.train.x[s], problem.validation.x[s]]).tolist()
+        assert sorted(both) == sorted(plain.train.x[s].tolist())
+    assert not torch.equal(problem.validation.x[0], problem.validation.x[1])

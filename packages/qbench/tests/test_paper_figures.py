@@ -644,7 +644,12 @@ def test_steps_to_accuracy_needs_the_control() -> None:
 
 
 def sides(rate: Sequence[float], product: Sequence[float]) -> dict[str, Sequence[float]]:
-    return {"margin_rate": rate, "inner_product": product, "drift": [0.25] * len(rate)}
+    return {
+        "margin_derivative": rate,
+        "margin_rate": rate,
+        "inner_product": product,
+        "drift": [0.25] * len(rate),
+    }
 
 
 def test_equality_has_a_panel_for_each_seed() -> None:
@@ -656,7 +661,7 @@ def test_equality_has_a_panel_for_each_seed() -> None:
     ]
     figure = must(draw("equality", evidence(made, results)))
     first = panel(figure, "mnist, rank1\nseed 0: gap 0.10")
-    assert list(line(first, "margin_rate").get_ydata()) == [3.0, 4.0]
+    assert list(line(first, "margin_derivative").get_ydata()) == [3.0, 4.0]
     assert list(line(first, "inner_product").get_ydata()) == [3.0, 4.5]
     assert list(line(first, "inner_product").get_xdata()) == [0, 5]
     other = next(a for a in first.get_shared_x_axes().get_siblings(first) if a is not first)

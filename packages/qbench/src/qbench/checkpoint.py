@@ -17,6 +17,9 @@ from torch import Tensor
 from qbench.trial import write_whole
 
 KEPT = 2
+FORMAT = 1
+"""Rises with every change of what a checkpoint holds; those of another format are of no use."""
+
 _HEADER = "quadnets"
 
 
@@ -42,7 +45,7 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
-        header = {_HEADER: json.dumps({"step": state.step, **state.values})}
+        header = {_HEADER: json.dumps({"format": FORMAT, "step": state.step, **state.values})}
         content = safetensors.torch.save(tensors, metadata=header)
         digest = hashlib.sha256(content).hexdigest()
         path = self.folder / f"{state.step:012d}-{digest}.safetensors"
@@ -58,9 +61,12 @@ class Checkpoints:
         """
         for path in self._newest_first():
             content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() == path.stem.partition("-")[2]:
-                return _read(content)
-            on_note(f"the checkpoint {path} is damaged: going on from the one before it")
+            if hashlib.sha256(content).hexdigest() != path.stem.partition("-")[2]:
+                on_note(f"the checkpoint {path} is damaged: going on from the one before it")
+            elif (state := _read(content)).values.pop("format", None) != FORMAT:
+                on_note(f"the checkpoint {path} is of another version of qbench: beginning again")
+            else:
+                return state
             path.unlink(missing_ok=True)
         return None
 

@@ -72,8 +72,8 @@ def _correlation(history: History) -> float:
 
 
 def _gap(history: History) -> float:
-    """‖margin's rate − inner product‖ relative to ‖margin's rate‖, along the recorded steps."""
-    rate, product = history.get("margin_rate", ()), history.get("inner_product", ())
+    """‖derivative − inner product‖ relative to ‖derivative‖, along the recorded steps."""
+    rate, product = history.get("margin_derivative", ()), history.get("inner_product", ())
     if not rate or len(rate) != len(product) or not math.hypot(*rate):
         return math.nan
     return math.dist(rate, product) / math.hypot(*rate)
@@ -96,7 +96,8 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
         "test_loss": Quantity("test loss", "nats", rising=False),
         "validation_loss": Quantity("validation loss", "nats", rising=False),
         "margin": Quantity("margin Δμ", short="Δμ"),
-        "margin_rate": Quantity("rate of the margin, dΔμ/dt measured"),
+        "margin_rate": Quantity("change of the margin in a step, over its length"),
+        "margin_derivative": Quantity("derivative of the margin, dΔμ/dt"),
         "inner_product": Quantity("inner product of the proof", short="inner product"),
         "drift": Quantity("drift of a_n, mean |d log a_n/dt|", rising=False, short="drift"),
         "lower_bound": Quantity("lower bound of theorem 2", short="bound"),

@@ -1,5 +1,6 @@
 """What some tables measure beside loss, accuracy and margin: along training, and at its end."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -65,22 +66,29 @@ def replica(training: Training, index: int) -> nn.Module:
     return model.eval()
 
 
+_THEOREM2 = ("margin_rate", "margin_derivative", "inner_product", "drift", "lower_bound")
+
+
 def theorem2(training: Training) -> dict[str, Tensor]:
     r"""Both sides of the equality in the proof of theorem 2, where training goes next.
 
     With the velocity v of the step to come, minus the gradient of its batch,
 
     .. math::
-        \frac{\Delta\mu(\theta + \eta v) - \Delta\mu(\theta)}{\eta} \quad\text{and}\quad
+        \langle \nabla_\theta \Delta\mu, v \rangle \quad\text{and}\quad
         \Big\langle \frac1N \sum_n \frac{\alpha_n}{\lVert\Phi_n\rVert}, v \Big\rangle ,
 
-    the mean size of the drift of a_n, and the theorem's lower bound, over the first 2000 training
-    samples; the bound over at most 512 of them. In double precision.
+    the change of the margin in that step over its length η, the mean size of the drift of a_n, and
+    the theorem's lower bound, over the first 2000 training samples; the bound over at most 512 of
+    them. In double precision. NaN for a seed that diverged.
 
     Source: DIQNN (arXiv 2307.13609), supplement 3.3 and figure 4.
     """
     rows = []
-    for i in range(len(training.seeds)):
+    for i, curve in enumerate(training.curves):
+        if curve.diverged_at is not None:
+            rows.append(dict.fromkeys(_THEOREM2, torch.tensor(math.nan)))
+            continue
         model = replica(training, i).double()
         samples = training.problem.train
         x, y = (part[i][:SAMPLES] for part in next(samples.chunks(SAMPLES)))
@@ -100,12 +108,15 @@ def theorem2(training: Training) -> dict[str, Tensor]:
         rows.append(
             {
                 "margin_rate": (after - before) / lr,
+                "margin_derivative": dynamics.derivative,
                 "inner_product": dynamics.inner_product,
                 "drift": dynamics.drift.abs().mean(),
                 "lower_bound": torch.tensor(bound.lower_bound),
             }
         )
-    return {name: torch.stack([row[name].detach().cpu() for row in rows]) for name in rows[0]}
+    return {
+        name: torch.stack([row[name].detach().cpu().double() for row in rows]) for name in _THEOREM2
+    }
 
 
 def _velocity(

@@ -23,11 +23,12 @@ _STEEP = 20.0
 
 
 def equality(evidence: Evidence) -> Figure | None:
-    """The margin's rate as it is measured, and the inner product of the proof, along the steps.
+    """The margin's derivative, and the inner product of the proof, along the steps.
 
-    A row for each model in each panel of the table, a column for each of the first four seeds. The
-    thin grey line, on the axis at the right, is the drift that the equality leaves out. A trial
-    that diverged ends in a red cross.
+    A row for each model in each panel of the table, a column for each of the first four seeds. Dots
+    are how the margin really changed in the step, over its length; the thin grey line, on the axis
+    at the right, is the drift that the equality leaves out. A trial that diverged ends in a red
+    cross.
 
     Source: DIQNN (arXiv 2307.13609), supplement 3.3 and figure 4.
     """
@@ -36,7 +37,7 @@ def equality(evidence: Evidence) -> Figure | None:
         for cell in evidence.cells
     ]
     shown = [result for _, results in rows for result in results]
-    if not any(result.history.get("margin_rate") for result in shown):
+    if not any(result.history.get("margin_derivative") for result in shown):
         return None
     seeds = sorted({result.seed for result in shown})[:_SEEDS]
     figure = new_figure(
@@ -63,7 +64,7 @@ def equality(evidence: Evidence) -> Figure | None:
                 _draw_trial(axes, result, first=column == 0, last=column + 1 == len(seeds))
         said.append(_in_words(name, results))
     handles = [
-        Line2D([], [], color=BLUE, linewidth=2.6, label="measured rate of the margin"),
+        Line2D([], [], color=BLUE, linewidth=2.6, label="derivative of the margin"),
         Line2D(
             [],
             [],
@@ -72,15 +73,16 @@ def equality(evidence: Evidence) -> Figure | None:
             linestyle=(0, (4, 2)),
             label="inner product of the proof",
         ),
+        Line2D([], [], color=BLUE, marker=".", linestyle="", label="its change in a step"),
         Line2D([], [], color=_DRIFT, linewidth=0.8, label="drift of a_n (right axis)"),
     ]
     if any(result.status == "diverged" for result in shown):
         handles.append(lost_key())
     legend_below(figure, handles, columns=2 if len(seeds) == 1 else len(handles))
     figure.set_label(
-        "The measured rate of the margin and the inner product of the proof of theorem 2 along the "
+        "The derivative of the margin and the inner product of the proof of theorem 2 along the "
         f"steps{evidence.choices}, for the seeds {', '.join(map(str, seeds))}; the gap is that "
-        f"between both relative to the rate. {'; '.join(said)}."
+        f"between both relative to the derivative. {'; '.join(said)}."
     )
     return figure
 
@@ -88,8 +90,10 @@ def equality(evidence: Evidence) -> Figure | None:
 def _draw_trial(axes: Axes, result: Result, *, first: bool, last: bool) -> None:
     axes.grid(color=GRID, linewidth=0.6)
     axes.axhline(0.0, color=MUTED, linewidth=0.6)
-    rate, product = result.history.get("margin_rate", ()), result.history.get("inner_product", ())
-    drift = result.history.get("drift", ())
+    rate, product, changes, drift = (
+        result.history.get(name, ())
+        for name in ("margin_derivative", "inner_product", "margin_rate", "drift")
+    )
     if not rate:
         say(axes, "diverged before anything was recorded")
         return
@@ -107,7 +111,8 @@ def _draw_trial(axes: Axes, result: Result, *, first: bool, last: bool) -> None:
     # the two sides above the drift, though their axis is the older one
     axes.set_zorder(other.get_zorder() + 1)
     axes.set_facecolor("none")
-    axes.plot(steps[: len(rate)], rate, color=BLUE, linewidth=2.6, label="margin_rate")
+    axes.plot(steps[: len(rate)], rate, color=BLUE, linewidth=2.6, label="margin_derivative")
+    axes.plot(steps[: len(changes)], changes, ".", color=BLUE, markersize=3, label="margin_rate")
     axes.plot(
         steps[: len(product)],
         product,

@@ -180,7 +180,7 @@ def _draw_ratios(
     axes.set_yscale("log")
     axes.set_ylim(*limits)
     low, high = limits
-    axes.set_yticks([tick for tick in (_FEW if high > 6 * low else _MANY) if low < tick < high])
+    axes.set_yticks([tick for tick in (_FEW if high > 12 * low else _MANY) if low < tick < high])
     axes.grid(color=GRID, linewidth=0.6)
     axes.axhline(1.0, color=FAMILIES["linear"], linewidth=1.0, linestyle=(0, (4, 3)), zorder=2)
     for line, (model, found) in enumerate(ratios.items()):
