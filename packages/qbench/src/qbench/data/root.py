@@ -167,11 +167,9 @@ def problem_with(name: str, root: Path) -> str:
 def check_files(name: str, root: Path) -> None:
     """Raises ``UserError`` for a dataset that is not whole under ``root``.
 
-    >>> check_files("cifar10", Path("/nowhere"))
+    >>> check_files("cifar10", Path("/nowhere"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    qbench.errors.UserError: CIFAR-10 is not whole: data_batch_1 is missing in
-     /nowhere/cifar-10-batches-py. Download it with qbench data fetch cifar10 --data /nowhere,
-     or name another folder with --data or QBENCH_DATA
+    qbench.errors.UserError: CIFAR-10 is not whole: data_batch_1 is missing in /nowhere/cifar-10...
     """
     if fault := find_fault(name, root):
         raise not_whole(name, fault)
