@@ -37,6 +37,8 @@ def test_a_crop_is_a_window_of_the_image_with_four_zeros_around_it() -> None:
     x = images(40, 3, 12, 12)
     augment = Augmentation(("crop",), [3], 2, 40, "cpu")
     found = whole(augment, x)[0]
+    drawn = torch.rand(40, 2, generator=generator(3, 2, 1))
+    assert torch.equal(offsets(augment, 40), (drawn * 9).long())  # row, then column
     for n, (top, left) in enumerate(offsets(augment, 40).tolist()):
         for channel in range(3):
             for i in range(12):
@@ -60,6 +62,8 @@ def test_a_flip_exchanges_left_and_right_of_about_half_and_undoes_itself() -> No
     augment = Augmentation(("flip",), [1], 0, 2000, "cpu")
     found = whole(augment, x)[0]
     flipped = (found != x).flatten(1).any(1)
+    drawn = torch.rand(2000, 1, generator=generator(1, 0, 2))
+    assert torch.equal(flipped, drawn[:, 0] < 0.5)
     assert 1000 - 5 * 22.4 < flipped.sum() < 1000 + 5 * 22.4
     for n in range(100):
         for j in range(6):
@@ -74,10 +78,12 @@ def test_a_cutout_zeroes_a_square_whose_centre_lies_anywhere_in_the_image(
 ) -> None:
     x = images(1000, 2, height, width)
     found = whole(Augmentation(("cutout",), [5], 1, 1000, "cpu"), x)[0]
+    drawn = torch.rand(1000, 2, generator=generator(5, 1, 3)).tolist()
     rows, columns = set(), set()
     for n in range(1000):
         black = (found[n, 0] == 0).nonzero()
         row, column = (_centre(black[:, i], found.shape[i - 2]) for i in (0, 1))
+        assert [row, column] == [int(drawn[n][0] * height), int(drawn[n][1] * width)]
         rows.add(row)
         columns.add(column)
         expected = x[n].clone()

@@ -1,4 +1,4 @@
-"""The command line: ``qbench list | run | report``. Every command calls the library and prints."""
+"""The command line: ``qbench list | run | report | data | export``. Every command calls the library and prints."""
 
 import json
 import shlex
@@ -407,5 +407,6 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"qbench: {' '.join(message.split())}", err=True)
+    if message.strip():  # the help, which stands for a missing command, says nothing more
+        typer.echo(f"qbench: {' '.join(message.split())}", err=True)
     sys.exit(2)

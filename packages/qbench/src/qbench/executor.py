@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -345,10 +344,14 @@ def _reset_memory(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _memory(device: str) -> int:
-    """The most bytes so far of the accelerator, or of the process."""
+def _memory(device: str) -> int | None:
+    """The most bytes so far of the accelerator, or of the process; None where no one counts."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return None
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

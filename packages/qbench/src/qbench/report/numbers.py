@@ -46,7 +46,8 @@ class CellReport(Frozen):
     those that are not in it, between the steps ``diverged_at``. ``difference`` and ``p_value``
     compare with the control, paired by seed, with Holm's correction over all cells of the same
     choices. ``multiply_adds`` are those of one input, ``seconds`` is the wall time of all seeds
-    together.
+    together, and ``samples_per_second`` what a block went through in training, with measuring and
+    saving.
     """
 
     axes: dict[str, Scalar]
@@ -65,6 +66,7 @@ class CellReport(Frozen):
     parameters: int
     multiply_adds: int
     seconds: float
+    samples_per_second: float | None
 
 
 class Report(Frozen):
@@ -299,6 +301,7 @@ def _cell_report(
         parameters=found[0].parameters,
         multiply_adds=found[0].multiply_adds,
         seconds=_seconds(result.environment for result in found),
+        samples_per_second=_throughput([result.environment for result in found]),
     )
 
 
@@ -316,6 +319,13 @@ def _claimed(table: Table, cell: Cell) -> Claimed | None:
 def _seconds(environments: Iterable[Environment]) -> float:
     """Wall time of the blocks, each counted once though all its trials carry it."""
     return sum({e.started: e.seconds for e in environments}.values())
+
+
+def _throughput(environments: Sequence[Environment]) -> float | None:
+    """Training samples per second of all seeds that train together, the mean over blocks."""
+    blocks = {e.started: e.samples_per_second for e in environments}
+    known = [rate for rate in blocks.values() if rate is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _warnings(
