@@ -1,4 +1,7 @@
-"""The command line: ``qbench list | run | report | data | export``. Every command calls the library and prints."""
+"""The command line: ``qbench list | run | report | data | export``.
+
+Every command calls the library and prints.
+"""
 
 import json
 import shlex
