@@ -259,3 +259,94 @@ def test_the_json_has_the_fields_that_others_rely_on() -> None:
     assert found["cells"][1]["axes"] == {"dataset": "iris", "model": "rank1", "scaling": "maxabs"}
     assert found["cells"][1]["claim"] == {"value": 90.0, "spread": 0.5, "source": "S"}
     assert {"text", "source", "choices", "verdict"} <= set(found["claims"][0])
+
+
+DIMENSION = "  - {order: [linear, rank1], by: dimension, per: panel, source: S}\n"
+
+
+@pytest.mark.parametrize(
+    ("linear", "rank1", "verdict", "why"),
+    [
+        ([3, 3], [5, 5], "holds", "3 < 5, the same for every seed"),
+        ([5, 5], [5, 5], "does not hold", "measured 5 and 5, the same for every seed"),
+        ([3, 3], [4, 5], "not decided", "3 < 4.5, p = 0.205"),
+    ],
+)
+def test_what_is_counted_and_the_same_for_every_seed_needs_no_test(
+    linear: list[float], rank1: list[float], verdict: str, why: str
+) -> None:
+    made = table(DIMENSION)
+    found = [
+        result(cell, seed, 90.0, metrics={"test_accuracy": 90.0, "dimension": value})
+        for cell, values in zip(made.cells(), (linear, rank1), strict=True)
+        for seed, value in enumerate(values)
+    ]
+    (claim,) = build_report(made, list(made.cells()), found).claims
+    assert (claim.verdict, claim.why) == (verdict, why)
+
+
+def test_a_pooled_claim_is_made_once_for_all_panels_and_pairs_within_them() -> None:
+    text = TABLE.replace("dataset: [iris]", "dataset: [iris, wine]")
+    pooled = "  - {order: [linear, rank1], by: test_accuracy, per: pooled, source: S}\n"
+    made = parse_table(text + pooled, "toy.yaml")
+    found = []
+    for cell in made.cells():
+        base = {"iris": 60.0, "wine": 90.0}[cell.dataset]
+        gain = 0.0 if cell.axes["model"] == "linear" else 2.0
+        found += [result(cell, seed, base + gain + 0.1 * seed * (gain + 1)) for seed in range(3)]
+    (claim,) = build_report(made, list(made.cells()), found).claims
+    assert claim.panel == "all panels together"
+    # paired within panels: 30 points between them are no spread
+    assert claim.verdict == "holds"
+    assert claim.text.endswith("on all panels together")
+
+
+def test_trials_that_diverged_count_as_not_learned() -> None:
+    learned = "  - {order: [rank1, linear], by: learned, per: panel, source: S}\n"
+    made = parse_table(
+        (TABLE + learned).replace("main_metric: test_accuracy", "main_metric: learned"), "toy.yaml"
+    )
+    linear, rank1 = made.cells()
+    found = [
+        result(linear, seed, 90.0, history={"train_accuracy": (10.0, 95.0)}) for seed in range(6)
+    ] + [
+        result(rank1, seed, None if seed < 4 else 20.0, history={"train_accuracy": (10.0, 20.0)})
+        for seed in range(6)
+    ]
+    report = build_report(made, list(made.cells()), found)
+    assert [cell.mean for cell in report.cells] == [100.0, 0.0]
+    assert [cell.n for cell in report.cells] == [6, 6]
+    (claim,) = report.claims
+    assert claim.verdict == "not decided"  # every pair differs alike: nothing to test against
+    assert claim.why.startswith("0.00 < 100.00")
+
+
+INTERIOR = (
+    "  - {interior: [linear, rank1, rank2], by: test_accuracy, chosen_by: validation_accuracy, "
+    "per: panel, source: S}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("inner", "verdict"), [(92.0, "holds"), (90.05, "not decided"), (85.0, "does not hold")]
+)
+def test_an_inner_optimum_must_beat_both_ends(inner: float, verdict: str) -> None:
+    text = TABLE.replace("rank: 1}}", "rank: 1}, rank2: {kind: low_rank, rank: 2}}")
+    made = parse_table(text + INTERIOR, "toy.yaml")
+    found = []
+    for cell in made.cells():
+        accuracy = {"linear": 90.0, "rank1": inner, "rank2": 90.0}[str(cell.axes["model"])]
+        found += [
+            result(
+                cell,
+                seed,
+                accuracy + noise,
+                metrics={"test_accuracy": accuracy + noise, "validation_accuracy": 80.0},
+            )
+            for seed, noise in enumerate(
+                (0.3, -0.1, 0.2, 0.05) if cell.axes["model"] == "rank1" else (0.1, 0.2, -0.2, 0.0)
+            )
+        ]
+    (claim,) = build_report(made, list(made.cells()), found).claims
+    assert claim.verdict == verdict
+    assert claim.why.startswith("rank1 is chosen; against linear ")

@@ -26,7 +26,8 @@ class Quantity:
     ``derive`` computes it from a trial's history, where it is not recorded itself; NaN where the
     history does not have what it needs. ``of_diverged`` is the value of a trial that diverged,
     where it has one. ``percent`` shows one decimal, or two where values are compared. ``short`` is
-    for narrow columns.
+    for narrow columns. ``exact`` values are counted: where every seed has the same, they need no
+    test.
     """
 
     words: str
@@ -34,6 +35,7 @@ class Quantity:
     rising: bool = True
     percent: bool = False
     short: str = ""
+    exact: bool = False
     derive: Callable[[History], float] | None = None
     of_diverged: float | None = None
 
@@ -166,9 +168,9 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
         "similarity_others": Quantity(
             "|cosine| with the averages of the other classes", short="|cos| others"
         ),
-        "pieces": Quantity("polynomial pieces on an interval", short="pieces"),
-        "degree": Quantity("largest degree of a piece", short="degree"),
-        "dimension": Quantity("dimension of the set of functions", short="dimension"),
+        "pieces": Quantity("polynomial pieces on an interval", short="pieces", exact=True),
+        "degree": Quantity("largest degree of a piece", short="degree", exact=True),
+        "dimension": Quantity("dimension of the set of functions", short="dimension", exact=True),
     }
 )
 """Every metric by name. Accuracies are in percent, losses in nats."""

@@ -222,12 +222,19 @@ def _judge_order(
     ]
     if any(test is None for test in tests):
         return "not decided", f"{why}, too few seeds to test", None
+    if QUANTITIES[claim.by].exact and all(_same(present[model], claim.by) for model in claim.order):
+        return ("holds" if ordered else "does not hold"), f"{why}, the same for every seed", None
     p_values = [test.p_value for test in tests if test is not None]
     deciding = [p for p, lead in zip(p_values, leads, strict=True) if ordered or lead < 0]
     known = [p for p in deciding if p is not None]
     if not known or len(known) < len(deciding):
         return "not decided", f"{why}, no variation to test against", None
     return ("holds", why, max(known)) if ordered else ("does not hold", why, min(known))
+
+
+def _same(sample: _Sample, metric: Metric) -> bool:
+    """Whether every trial has the same value."""
+    return len(set(sample.values(metric).values())) == 1
 
 
 def _equals(p_value: float) -> str:

@@ -40,7 +40,8 @@ def metric_with_unit(metric: Metric) -> str:
 def format_number(
     value: float | None, metric: Metric, *, sign: bool = False, precise: bool = False
 ) -> str:
-    """Accuracies with one decimal, all else with four; large numbers as powers of ten.
+    """Accuracies with one decimal, counts with none or one, all else with four; large numbers as
+    powers of ten.
 
     ``precise`` gives accuracies a second decimal, where two of them are compared.
 
@@ -53,6 +54,8 @@ def format_number(
     """
     if value is None:
         return "–"
+    if QUANTITIES[metric].exact:
+        return f"{value:{'+' if sign else ''}.1f}".removesuffix(".0").replace("-", "−")
     digits = (2 if precise else 1) if QUANTITIES[metric].percent else 4
     form = f"{'+' if sign else ''}.{digits}f" if abs(value) < 1e4 else ".2e"
     shown = f"{value:{form}}"
