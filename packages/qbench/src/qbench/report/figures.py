@@ -43,6 +43,12 @@ from qbench.trial import Result, RunFolder
 
 _STRIPE = "#f4f6f8"
 
+_MOST_BANDS = 12
+"""Lines in a panel that still can have bands."""
+
+_MOST_PANELS = 12
+"""Panels of a figure of learning curves; of more, none is drawn."""
+
 
 def figures_of(
     report: Report, results: Sequence[Result], folder: RunFolder | None = None
@@ -50,8 +56,9 @@ def figures_of(
     """The figures that a report and its results allow, by name.
 
     First those of the paper, which the table of ``folder`` names, where it is given; accuracy and
-    learning curves where the test accuracy or the training loss was recorded; decision regions and
-    the margin where parameters were recorded along the way.
+    learning curves where the test accuracy or the training loss was recorded, the latter in no more
+    than twelve panels; decision regions and the margin where parameters were recorded along the
+    way.
     """
     evidence = Evidence(report, results, folder)
     named = folder.table.figures if folder is not None else ()
@@ -68,6 +75,8 @@ def figures_of(
     if any(cell.metric == "test_accuracy" for cell in report.cells):
         figures["accuracy_by_model"] = accuracy_by_model(report)
     curves: tuple[Metric, ...] = ("train_loss", "test_accuracy")
+    if len(report.panels) > _MOST_PANELS:
+        curves = ()
     for metric in curves:
         if any(metric in result.history for result in evidence.results):
             figures[f"{metric}_curves"] = learning_curves(report, results, metric)
@@ -143,14 +152,16 @@ def learning_curves(report: Report, results: Sequence[Result], metric: Metric) -
     """A metric along training, one panel for each combination of the other axes of the grid, one
     line per model, for the first choices.
 
-    Lines are means over the finished seeds, bands ± one standard deviation (n - 1). Where all
-    seeds of a model diverged, the line is their mean as far as all of them were recorded and ends
-    in a red cross; the panel names every model with diverged seeds.
+    Lines are means over the finished seeds, bands ± one standard deviation (n - 1), left out where
+    a panel has more than twelve lines. Where all seeds of a model diverged, the line is their mean
+    as far as all of them were recorded and ends in a red cross; the panel names every model with
+    diverged seeds.
     """
     evidence = Evidence(report, results)
     shown = evidence.results
     panels = list(dict.fromkeys(report.panel_of(result) for result in shown))
     models = [m for m in report.models if any(result.axes["model"] == m for result in shown)]
+    bands = len(models) <= _MOST_BANDS
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     name = metric_name(metric).capitalize()
@@ -170,7 +181,7 @@ def learning_curves(report: Report, results: Sequence[Result], metric: Metric) -
         for model, of_model in of_models.items():
             curve = mean_curve(of_model, metric)
             if curve is not None:
-                draw_curve(axes, curve, label=model, **_line(report, model))
+                draw_curve(axes, curve, bands=bands, label=model, **_line(report, model))
                 lows.append(float(curve.mean.min()))
                 highs.append(float(curve.mean.max()))
         _curve_scale(axes, metric, lows, highs)
@@ -179,8 +190,8 @@ def learning_curves(report: Report, results: Sequence[Result], metric: Metric) -
     legend_below(figure, handles, columns=min(6, len(models)))
     figure.set_label(
         f"{name} along training on {listed(panels)}"
-        + f"{evidence.choices}, one line per model: mean over seeds, bands ± one standard "
-        "deviation."
+        + f"{evidence.choices}, one line per model: mean over seeds"
+        + (", bands ± one standard deviation." if bands else ".")
     )
     return figure
 

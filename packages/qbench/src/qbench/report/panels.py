@@ -53,10 +53,11 @@ def mean_curve(results: Iterable[Result], metric: Metric) -> MeanCurve | None:
     return MeanCurve(shown[0].step[:points], values.mean(0), spread, ended=not alive)
 
 
-def draw_curve(axes: Axes, curve: MeanCurve, **line: Any) -> None:
-    """The mean as a line, the spread as a band; a red cross where it ends early."""
+def draw_curve(axes: Axes, curve: MeanCurve, *, bands: bool = True, **line: Any) -> None:
+    """The mean as a line, the spread as a band unless they are too many; a red cross where it ends
+    early."""
     axes.plot(curve.steps, curve.mean, **line)
-    if curve.spread is not None:
+    if curve.spread is not None and bands:
         low, high = curve.mean - curve.spread, curve.mean + curve.spread
         axes.fill_between(curve.steps, low, high, color=line["color"], alpha=0.1, linewidth=0)
     if curve.ended:

@@ -1,5 +1,7 @@
 """The normalised margin and the test accuracy along training, on two axes."""
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,7 +22,7 @@ from qbench.report.panels import (
 )
 from qbench.report.wording import format_number
 
-_LINES: dict[Metric, dict[str, object]] = {
+_LINES: dict[Metric, dict[str, Any]] = {
     "test_accuracy": {"color": BLUE, "linewidth": 1.8},
     "margin": {"color": ORANGE, "linewidth": 1.8, "linestyle": (0, (4, 2))},
 }
@@ -90,8 +92,8 @@ def margin_and_accuracy(evidence: Evidence) -> Figure | None:
         note_below(axes, note, width=44)
         said.append(words + (f" ({note.removeprefix('✕ ')})" if note else ""))
     handles = [
-        Line2D([], [], label="test accuracy, left axis", **_LINES["test_accuracy"]),  # type: ignore[arg-type]
-        Line2D([], [], label="margin Δμ, right axis", **_LINES["margin"]),  # type: ignore[arg-type]
+        Line2D([], [], label="test accuracy, left axis", **_LINES["test_accuracy"]),
+        Line2D([], [], label="margin Δμ, right axis", **_LINES["margin"]),
     ]
     if lost:
         handles.append(lost_key())
