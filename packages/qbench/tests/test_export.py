@@ -7,13 +7,16 @@ import pytest
 import safetensors.torch
 import torch
 
+from qbench.data.image_folder import write_image_folder
 from qbench.errors import UserError
 from qbench.executor import plan, run_blocks
 from qbench.export import described, export, exportable, find_trial
 from qbench.table import load_table
 from qbench.trial import RunFolder
 from qzoo.bundle import bundle
+from qzoo.evaluation import verify
 from qzoo.folder import read_folder
+from qzoo.index import get_provenance
 
 DIGITS = load_table("digits")
 ONLY = {"model": ("qresnet20", "resnet20-rank2")}
@@ -105,3 +108,17 @@ def test_an_accuracy_that_is_not_the_recorded_one_is_refused(
     with pytest.raises(UserError, match=r"has a test accuracy of .* nothing was exported"):
         export(runs, result.key, tmp_path / "weights")
     assert not (tmp_path / "weights").exists()
+
+
+def test_the_digits_network_in_the_package_is_as_accurate_as_its_record_says(
+    tmp_path: Path,
+) -> None:
+    write_image_folder(tmp_path)
+    found = verify("qresnet20.relinear_digits", tmp_path / "digits32")
+    assert found.holds, found
+    assert found.measured.images == 360
+    assert found.measured.top1 > 98
+    record = get_provenance("qresnet20.relinear_digits")
+    assert not record.reduced
+    assert record.preprocessing.input_size == (1, 32, 32)
+    assert (record.table, record.seed) == ("digits", 0)
