@@ -111,7 +111,8 @@ def test_from_the_wheel(trained, package_copy, images, asked, hub, hub_environme
     )
     index = package_copy / "qzoo" / "weights" / "index.json"
     rows = json.loads(index.read_text())
-    rows[0]["evaluation"]["top1"] -= 0.06
+    (changed,) = (known for known in rows if known["tag"] == row.tag)
+    changed["evaluation"]["top1"] -= 0.06
     index.write_text(json.dumps(rows))
     done = run(cli, *arguments, "--json", environment=environment, status=1)
     assert json.loads(done.stdout)["holds"] is False
@@ -135,7 +136,7 @@ import qzoo
 model = timm.create_model("qresnet20_compact", pretrained=True).eval()
 cfg = model.pretrained_cfg
 print(model(torch.load(sys.argv[1])).tolist() == eval(sys.argv[2]), cfg["tag"], cfg["license"])
-print(timm.list_pretrained("qresnet20*"), timm.is_model_pretrained("qresnet20_compact"))
+print(timm.list_pretrained("qresnet20_c*"), timm.is_model_pretrained("qresnet20_compact"))
 """
 
 
