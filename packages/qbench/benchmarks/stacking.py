@@ -57,7 +57,7 @@ def training(cell: Cell, seeds: int, steps: int) -> Step:
     def run() -> None:
         for _ in range(steps):
             if recipe.batch_size is None:
-                ongoing._whole_batch(train=True)
+                ongoing._whole_batch(train=True, measure=False)
             else:
                 ongoing._small_batch()
             ongoing._update()

@@ -116,9 +116,10 @@ class Training:
         step, last = self.step, self.step == self.steps
         whole = self.recipe.batch_size is None
         measured: dict[str, Tensor] = {}
+        due = self._is_due(step, last)
         if whole:
-            measured = self._whole_batch(train=not last)
-        if self._is_due(step, last):
+            measured = self._whole_batch(train=not last, measure=due)
+        if due:
             self._mark_diverged()
             if all(curve.diverged_at is not None for curve in self.curves):
                 return True
@@ -142,7 +143,7 @@ class Training:
             return last
         return last or due or step in self.recipe.snapshots
 
-    def _whole_batch(self, *, train: bool) -> dict[str, Tensor]:
+    def _whole_batch(self, *, train: bool, measure: bool) -> dict[str, Tensor]:
         """The gradient on the whole training part, and what is measured on it by the way."""
         if train:
             self.optimizer.zero_grad()
@@ -150,13 +151,16 @@ class Training:
         count = len(self.problem.train)
         size = CHUNK if self.problem.train.shared else None
         for x, y in self.problem.train.chunks(size):
+            share = len(y[0]) / count
             with torch.set_grad_enabled(train):
-                logits, loss = self._loss(x, y)
-                share = len(y[0]) / count
+                logits, mean, objective = self._loss(x, y)
                 weight = share if self.recipe.reduction == "mean" else 1.0
                 if train:
-                    self.scaler.scale(loss.sum() * weight).backward()
-            _add(sums, _measures(logits.detach(), y), share)
+                    self.scaler.scale(objective.sum() * weight).backward()
+            values = {"loss": mean.detach()}
+            if measure:
+                values |= _measures(logits.detach(), y)
+            _add(sums, values, share)
         self._losses.append(sums["loss"])
         return sums
 
@@ -164,10 +168,9 @@ class Training:
         """The gradient on the samples of this step."""
         x, y = self.batch()
         self.optimizer.zero_grad()
-        logits, loss = self._loss(x, y)
-        self.scaler.scale(loss.sum()).backward()
-        mean = loss.detach() if self.recipe.reduction == "mean" else loss.detach() / y.shape[1]
-        self._losses.append(mean)
+        logits, mean, objective = self._loss(x, y)
+        self.scaler.scale(objective.sum()).backward()
+        self._losses.append(mean.detach())
         if self.recipe.train_metrics == "running":
             self._correct.append((logits.detach().argmax(-1) == y).float().mean(1))
 
@@ -201,17 +204,18 @@ class Training:
         self._augment = Augmentation(self.recipe.augment, self.seeds, epoch, samples, self.device)
         self._epoch = epoch
 
-    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs, and the loss of each seed over the samples: ``(S, B, K)`` and ``(S,)``."""
+    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs ``(S, B, K)``, mean cross-entropy of each seed, and what is minimised: ``(S,)``
+        each."""
         with autocast(self.recipe, self.device):
             logits = self._forward(x)
         logits = logits.float()
-        loss = cross_entropy(logits, y)
-        loss = loss.mean(1) if self.recipe.reduction == "mean" else loss.sum(1)
+        mean = cross_entropy(logits, y).mean(1)
+        objective = mean if self.recipe.reduction == "mean" else mean * y.shape[1]
         if self.recipe.margin_weight:
             margin = normalized_margin(logits, y, reduction="none").mean(1)
-            loss = loss - self.recipe.margin_weight * margin
-        return logits, loss
+            objective = objective - self.recipe.margin_weight * margin
+        return logits, mean, objective
 
     @torch.no_grad()
     def measure(self, samples: Samples) -> dict[str, Tensor]:
@@ -221,7 +225,10 @@ class Training:
         for x, y in samples.chunks(CHUNK if samples.shared else None):
             with autocast(self.recipe, self.device):
                 logits = self._forward(x)
-            _add(sums, _measures(logits.float(), y), len(y[0]) / len(samples))
+            values = _measures(logits.float(), y) | {
+                "loss": cross_entropy(logits.float(), y).mean(1)
+            }
+            _add(sums, values, len(y[0]) / len(samples))
         self.model.train()
         return sums
 
@@ -348,9 +355,8 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _measures(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Loss, accuracy in percent and margin of each seed: ``(S,)`` each."""
+    """Accuracy in percent and margin of each seed: ``(S,)`` each."""
     return {
-        "loss": cross_entropy(logits, y).mean(1),
         "accuracy": (logits.argmax(-1) == y).double().mean(1) * 100,
         "margin": normalized_margin(logits, y, reduction="none").mean(1),
     }
