@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from qbench.report.numbers import build_report, to_json
-from qbench.table import Cell, Table, parse_table
+from qbench.table import Cell, Table, load_table, parse_table
 from qbench.trial import Environment, Result
 
 TABLE = """
@@ -159,7 +159,7 @@ def test_a_diverged_trial_is_counted_and_never_in_a_mean() -> None:
     cell = report.cells[1]
     assert (cell.mean, cell.n, cell.diverged, cell.diverged_at) == (91.0, 2, 2, (8, 10))
     assert report.notes[-1].startswith(
-        "2 of 8 trials diverged (a loss that is not finite) at step 8 to 10."
+        "2 of 8 trials diverged (a loss that is not finite, or has exploded) at step 8 to 10."
     )
 
 
@@ -350,3 +350,49 @@ def test_an_inner_optimum_must_beat_both_ends(inner: float, verdict: str) -> Non
     (claim,) = build_report(made, list(made.cells()), found).claims
     assert claim.verdict == verdict
     assert claim.why.startswith("rank1 is chosen; against linear ")
+
+
+def test_a_pooled_claim_says_how_many_panels_it_rests_on() -> None:
+    text = TABLE.replace("dataset: [iris]", "dataset: [iris, wine, digits]")
+    pooled = "  - {order: [linear, rank1], by: test_accuracy, per: pooled, source: S}\n"
+    made = parse_table(text + pooled, "toy.yaml")
+    found = [
+        result(cell, seed, (60.0 if cell.axes["model"] == "linear" else 62.0) + seed**2)
+        for cell in made.cells({"dataset": ("iris", "wine")})
+        for seed in range(3)
+        if (cell.dataset, cell.axes["model"]) != ("wine", "linear")
+    ]
+    (claim,) = build_report(made, list(made.cells()), found).claims
+    assert claim.panel == "1 of 3 panels together"
+
+
+def test_the_direction_of_an_order_is_that_of_the_pairs() -> None:
+    made = table(ORDER)
+    linear, rank1 = made.cells()
+    # the linear model was run on two good seeds more, which pull its mean up
+    found = [result(linear, s, v) for s, v in enumerate([80.0, 81.0, 82.5, 99.0, 99.0])]
+    found += [result(rank1, s, v) for s, v in enumerate([82.0, 83.2, 84.4])]
+    (claim,) = build_report(made, list(made.cells()), found).claims
+    assert claim.verdict == "holds"
+    assert claim.why.startswith("measured 88.30 and 83.20, p ")
+
+
+def test_the_claimed_values_of_a_table_stand_beside_its_cells() -> None:
+    made = load_table("cifar-heads")
+    cells = list(made.cells())
+    found = [result(cell, seed, 92.0 + seed / 10) for cell in cells for seed in range(2)]
+    report = build_report(made, cells, found)
+    claimed = {
+        (cell.panel, cell.axes["model"]): cell.claim.value for cell in report.cells if cell.claim
+    }
+    assert len(claimed) == 25
+    assert claimed["cifar10, depth 10", "linear"] == 92.20
+    assert claimed["cifar10, depth 18", "rank3"] == 93.67
+
+
+def test_a_limit_of_which_no_trial_has_a_value_is_not_tested() -> None:
+    made = table("  - {limit: margin_correlation, to: 1.0, within: 0.2, per: panel, source: S}\n")
+    found = [result(cell, seed, 90.0) for cell in made.cells() for seed in range(2)]
+    (claim,) = build_report(made, list(made.cells()), found).claims
+    assert claim.verdict == "not tested"
+    assert claim.why == "no trial has a value of correlation of margin and test accuracy"

@@ -36,6 +36,8 @@ def test_every_table_file_is_valid_and_named_after_its_id(name: str) -> None:
     whole = math.prod(len(values) for values in table.grid_axes.values())
     assert (len(cells) == whole) == (not table.without)
     assert len({cell.key for cell in cells}) == len(cells)
+    # what a reduced run changes must not make two cells one
+    assert [cell.axes for cell in table.cells(reduced=True)] == [cell.axes for cell in cells]
 
 
 def test_uci_is_the_supplements_recipe_with_440_trials() -> None:

@@ -45,7 +45,7 @@ def test_claim_and_measurement_stand_side_by_side(folder: RunFolder) -> None:
 def test_divergence_is_shown_in_place_of_the_mean(folder: RunFolder) -> None:
     text = printed(folder, 140)
     assert "2/2 diverged" in text
-    assert "2 of 12 trials diverged (a loss that is not finite) at step" in text
+    assert "2 of 12 trials diverged (a loss that is not finite, or has exploded) at step" in text
 
 
 def test_choices_stand_side_by_side(folder: RunFolder) -> None:

@@ -104,7 +104,7 @@ def _head(spec: ModelSpec, features: int, classes: int, init_scale: float) -> nn
 def _mlp(spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: float) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()] if len(shape) > 1 else []
     inputs = _product(shape)
-    widths = (inputs, *_hidden(spec, inputs, classes))
+    widths = (inputs, *hidden_widths(spec, inputs, classes))
     for before, after in pairwise(widths):
         if spec.activation == "square":
             # a linear neuron and the quadratic activation z² are this neuron
@@ -120,7 +120,7 @@ def _mlp(spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: floa
     return nn.Sequential(*layers, output)
 
 
-def _hidden(spec: ModelSpec, inputs: int, outputs: int) -> tuple[int, ...]:
+def hidden_widths(spec: ModelSpec, inputs: int, outputs: int) -> tuple[int, ...]:
     """The hidden widths, multiplied by the least factor with which the parameters suffice."""
     if spec.as_large_as is None:
         return spec.hidden

@@ -90,8 +90,10 @@ def multiply_adds(spec: ModelSpec, dataset: str) -> int:
         ).multiply_adds
     if spec.kind == "mlp":
         neuron, linear = qcore.get_neuron(spec.neuron), qcore.get_neuron("linear")
+        from qbench.build import hidden_widths
+
         total, width = 0, info.features
-        for hidden in spec.hidden:
+        for hidden in hidden_widths(spec, info.features, info.classes):
             total += hidden * neuron.cost(width, spec.neuron_rank).multiply_adds
             width = hidden
         return total + info.classes * linear.cost(width).multiply_adds

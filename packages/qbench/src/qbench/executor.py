@@ -187,6 +187,8 @@ def _run_missing(
         # another process may have finished it between the plan and the lock
         seeds = tuple(seed for seed in block.seeds if not folder.has(block.cell, seed))
         if not seeds:
+            # those of a process that was killed after its last result
+            Checkpoints(folder.checkpoint_path(block.name)).remove()
             return added
         added += _run(folder, block, seeds, setting, lambda share: on_progress(block, share))
 

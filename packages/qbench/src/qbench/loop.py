@@ -99,7 +99,7 @@ class Training:
         saved = started = time.perf_counter()
         before = self.seconds
         with precision(self.recipe.precision):
-            while True:
+            while any(curve.diverged_at is None for curve in self.curves):
                 now = time.perf_counter()
                 self.seconds = before + now - started
                 if self.step and now - saved >= save_every:
@@ -117,6 +117,8 @@ class Training:
         whole = self.recipe.batch_size is None
         measured: dict[str, Tensor] = {}
         due = self._is_due(step, last)
+        if last and not due:
+            return True  # restored here, or recorded with the step before
         if whole:
             measured = self._whole_batch(train=not last, measure=due)
         if due:

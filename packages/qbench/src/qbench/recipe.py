@@ -50,7 +50,8 @@ class Strategy(Frozen):
 class Recipe(Frozen):
     """How a trial is trained, on the cross-entropy.
 
-    ``batch_size`` None is full-batch gradient descent: an epoch is a step. ``lr`` is per step.
+    ``batch_size`` None is full-batch gradient descent: an epoch is a step; images go through the
+    model 2000 at once, and batch norm sees these. ``lr`` is per step.
     ``schedule``: ``step`` multiplies it by ``factor`` at the epochs ``milestones``, ``cosine``
     takes it to 0 over all steps, ``one_cycle`` is PyTorch's. ``reduction``: the loss is the
     ``mean`` or the ``sum`` over a batch. ``margin_weight`` λ subtracts λ Δμ from it. ``clip_norm``
@@ -106,6 +107,8 @@ class Recipe(Frozen):
             raise ValueError("milestones belong to schedule step, and only to it")
         if self.batch_size is None and self.train_metrics == "running":
             raise ValueError("train_metrics: a full batch is measured, not running")
+        if self.batch_size is None and self.augment:
+            raise ValueError("augment: a full batch is the images as they are; give a batch_size")
         if self.optimizer == "adamw" and self.momentum:
             raise ValueError("momentum belongs to sgd: adamw has its own")
         return self

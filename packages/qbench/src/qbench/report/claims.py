@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from qbench.claim import (
@@ -89,7 +89,7 @@ def judge(
     open_orders: list[tuple[int, Verdict, float]] = []
     reports: list[ClaimReport] = []
     for claim in table.claims:
-        for panel, members in _places_of(claim, panels):
+        for panel, members in _places_of(claim, panels, set(samples), _models(claim, table)):
             verdict, why, p_value = _judge(claim, table, _pooled(members, samples))
             if p_value is not None:
                 open_orders.append((len(reports), verdict, p_value))
@@ -158,6 +158,9 @@ def _judge(
         return ("does not hold" if falls else "holds"), why, None
     if isinstance(claim, LimitClaim):
         ends = [value for s in present.values() for value in s.values(claim.limit).values()]
+        ends = [value for value in ends if math.isfinite(value)]
+        if not ends:
+            return "not tested", f"no trial has a value of {metric_name(claim.limit)}", None
         furthest = max(ends, key=lambda value: abs(value - claim.to))
         holds = abs(furthest - claim.to) <= claim.within
         return (
@@ -212,14 +215,19 @@ def _judge_order(
     means = [present[model].mean(claim.by) for model in claim.order]
     direction = 1 if QUANTITIES[claim.by].rising else -1
     shown = [format_number(mean, claim.by, precise=True) for mean in means]
-    leads = [direction * (better - worse) for worse, better in pairwise(means)]
-    ordered = all(lead > 0 for lead in leads)
-    sign = " < " if direction > 0 else " > "
-    why = sign.join(shown) if ordered else f"measured {' and '.join(shown)}"
     tests = [
         compare_paired(present[better].values(claim.by), present[worse].values(claim.by))
         for worse, better in pairwise(claim.order)
     ]
+    # who leads is said by the pairs, as the test is: models may have been run on different seeds
+    leads = [
+        direction * (test.difference if test else after - before)
+        for test, (before, after) in zip(tests, pairwise(means), strict=True)
+    ]
+    ordered = all(lead > 0 for lead in leads)
+    sign = " < " if direction > 0 else " > "
+    agree = all(direction * (after - before) > 0 for before, after in pairwise(means))
+    why = sign.join(shown) if ordered and agree else f"measured {' and '.join(shown)}"
     if any(test is None for test in tests):
         return "not decided", f"{why}, too few seeds to test", None
     if QUANTITIES[claim.by].exact and all(_same(present[model], claim.by) for model in claim.order):
@@ -262,10 +270,13 @@ def _panels(table: Table) -> dict[str, Mapping[str, Scalar]]:
 
 
 def _places_of(
-    claim: Claim, panels: Mapping[str, Mapping[str, Scalar]]
+    claim: Claim,
+    panels: Mapping[str, Mapping[str, Scalar]],
+    run: Container[tuple[str, str]],
+    models: Sequence[str],
 ) -> list[tuple[str, list[str]]]:
     """Where a claim is made, in words, and the panels that it is: every one by itself, all that it
-    names together, or the first."""
+    names together, or the first. Together are those in which all of its models were run."""
     chosen = dict(claim.where)
     if isinstance(claim, ValueClaim):
         chosen |= {axis: (value,) for axis, value in claim.cell.items() if axis != "model"}
@@ -275,7 +286,9 @@ def _places_of(
         if all(format_value(values[axis]) in allowed for axis, allowed in chosen.items())
     ]
     if claim.per == "pooled" and len(named) > 1:
-        return [("all panels together", named)]
+        whole = [panel for panel in named if all((panel, model) in run for model in models)]
+        words = "all" if len(whole) == len(named) else f"{len(whole)} of {len(named)}"
+        return [(f"{words} panels together", whole)]
     return [(panel, [panel]) for panel in (named if claim.per or chosen else named[:1])]
 
 

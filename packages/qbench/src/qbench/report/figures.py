@@ -257,7 +257,7 @@ def _draw_cell(axes: Axes, cell: CellReport, at: float, model: ModelSpec, place:
         )
     if cell.diverged:
         axes.annotate(
-            f"✕ {cell.diverged} of {cell.diverged + cell.n} diverged",
+            f"✕ {cell.diverged} of {cell.trials} diverged",
             (0.012, at),
             xycoords=("axes fraction", "data"),
             va="center",

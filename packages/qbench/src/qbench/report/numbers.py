@@ -8,7 +8,7 @@ from typing import Any
 from qbench.architecture import ModelSpec
 from qbench.claim import ValueClaim
 from qbench.frozen import Frozen, Scalar
-from qbench.metrics import Metric
+from qbench.metrics import QUANTITIES, Metric
 from qbench.report.claims import ClaimReport, judge
 from qbench.report.statistics import Comparison, compare_paired, holm, summarize
 from qbench.report.wording import format_value, listed
@@ -42,8 +42,9 @@ class Measured(Frozen):
 class CellReport(Frozen):
     """One cell: its main metric against the control and the claim, and its cost.
 
-    Accuracies are in percent, losses in nats. ``n`` counts the seeds in the mean, ``diverged``
-    those that are not in it, between the steps ``diverged_at``. ``difference`` and ``p_value``
+    Accuracies are in percent, losses in nats. ``n`` counts the seeds in the mean, ``trials`` all,
+    ``diverged`` those that did, between the steps ``diverged_at``; they are in the mean of a metric
+    that says how many learned, and of no other. ``difference`` and ``p_value``
     compare with the control, paired by seed, with Holm's correction over all cells of the same
     choices. ``multiply_adds`` are those of one input, ``seconds`` is the wall time of all seeds
     together, and ``samples_per_second`` what a block went through in training, with measuring and
@@ -56,6 +57,7 @@ class CellReport(Frozen):
     mean: float | None
     std: float | None
     n: int
+    trials: int
     diverged: int
     diverged_at: tuple[int, int] | None
     interval95: tuple[float, float] | None
@@ -283,6 +285,7 @@ def _cell_report(
         mean=summary.mean if summary else None,
         std=summary.std if summary else None,
         n=summary.n if summary else 0,
+        trials=len(found),
         diverged=len(steps),
         diverged_at=(min(steps), max(steps)) if steps else None,
         interval95=summary.interval95 if summary else None,
@@ -310,7 +313,7 @@ def _claimed(table: Table, cell: Cell) -> Claimed | None:
         if (
             isinstance(claim, ValueClaim)
             and claim.metric == table.main_metric
-            and all(cell.axes.get(axis) == value for axis, value in claim.cell.items())
+            and all(format_value(cell.axes[axis]) == value for axis, value in claim.cell.items())
         ):
             return Claimed(value=claim.value, spread=claim.spread, source=claim.source)
     return None
@@ -402,8 +405,13 @@ def _notes(
     if lost:
         steps = f"step {min(lost)}" + (f" to {max(lost)}" if len(set(lost)) > 1 else "")
         notes.append(
-            f"{len(lost)} of {len(trials)} trials diverged (a loss that is not finite) at {steps}. "
-            "They are counted beside each mean, and are not in it."
+            f"{len(lost)} of {len(trials)} trials diverged (a loss that is not finite, or has "
+            f"exploded) at {steps}. They are counted beside each mean"
+            + (
+                ", in which they count as not learned."
+                if QUANTITIES[table.main_metric].of_diverged is not None
+                else ", and are not in it."
+            )
         )
     return notes
 

@@ -188,6 +188,6 @@ def _brief(cell: CellReport) -> Text:
         spread = "" if cell.std is None else f" ± {format_number(cell.std, cell.metric)}"
         parts.append(Text(f"{format_number(cell.mean, cell.metric)}{spread}"))
     if cell.diverged:
-        lost = f"{cell.diverged}/{cell.diverged + cell.n} diverged"
+        lost = f"{cell.diverged}/{cell.trials} diverged"
         parts.append(Text(lost, style="red"))
     return Text("; ").join(parts)

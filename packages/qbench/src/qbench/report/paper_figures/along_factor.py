@@ -142,7 +142,7 @@ def _draw_factor(
     for place, cell in enumerate(cells):
         if cell is not None and cell.diverged:
             axes.annotate(
-                f"✕\n{cell.diverged} of {cell.diverged + cell.n}",
+                f"✕\n{cell.diverged} of {cell.trials}",
                 (place, 0.02),
                 xycoords=axes.get_xaxis_transform(),
                 ha="center",
@@ -171,7 +171,7 @@ def _in_words(panel: str, cells: Sequence[CellReport], chosen: CellReport | None
         if cell is chosen:
             words += ", which validation accuracy chose"
         if cell.diverged:
-            words += f" ({cell.diverged} of {cell.diverged + cell.n} diverged)"
+            words += f" ({cell.diverged} of {cell.trials} diverged)"
         if cell is chosen or cell.diverged or place in (0, len(cells) - 1):
             parts.append(words)
     return f"{panel}: {'; '.join(parts)}."

@@ -160,5 +160,5 @@ def _said(evidence: Evidence, model: str, cell: CellReport) -> str:
 
 
 def _value(cell: CellReport) -> str:
-    lost = f" ({cell.diverged} of {cell.diverged + cell.n} diverged)" if cell.diverged else ""
+    lost = f" ({cell.diverged} of {cell.trials} diverged)" if cell.diverged else ""
     return format_number(cell.mean, cell.metric) + lost
