@@ -270,7 +270,13 @@ def _run(
 
 def _on(setting: Setting) -> dict[str, str | int]:
     """What has to be the same for a run to go on bit for bit."""
-    return {**versions(), "device": setting.device, "threads": torch.get_num_threads()}
+    return {
+        **versions(),
+        **hardware(setting.device),
+        "device": setting.device,
+        "threads": torch.get_num_threads(),
+        "compiled": setting.compiled,
+    }
 
 
 def _measure(

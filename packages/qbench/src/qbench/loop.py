@@ -26,6 +26,8 @@ from qbench.recipe import Recipe
 from qbench.stack import Single, Stacked
 from qcore import normalized_margin
 
+_LOSSES = ("train_loss", "validation_loss", "test_loss")
+
 CHUNK = 2000
 """Samples of one seed that go through a model at once, where a whole part does."""
 
@@ -254,6 +256,9 @@ class Training:
         columns = {name: value.tolist() for name, value in values.items()}
         now = time.time()
         for seed, curve in enumerate(self.curves):
+            if any(not math.isfinite(columns[name][seed]) for name in _LOSSES if name in columns):
+                # by the last update, which no loss of a batch has seen yet
+                curve.diverged_at = curve.diverged_at or self.step
             if curve.diverged_at is not None:
                 continue
             curve.step.append(self.step)

@@ -122,11 +122,9 @@ def theorem2(training: Training) -> dict[str, Tensor]:
 def _velocity(
     model: nn.Module, theta: dict[str, Tensor], training: Training, index: int
 ) -> dict[str, Tensor]:
-    """Minus the gradient of the loss on the batch of the step to come; on the last, of the one
-    before."""
+    """Minus the gradient of the loss on the batch of the step to come; at the end, of one more."""
     x, y = training.batch()
     parameters = {name: value.clone().requires_grad_() for name, value in theta.items()}
-    total = torch.zeros((), dtype=torch.float64, device=y.device)
     gradient = {name: torch.zeros_like(value) for name, value in theta.items()}
     for part, classes in zip(x[index].split(SAMPLES), y[index].split(SAMPLES), strict=True):
         logits = functional_call(model, parameters, (part.double(),))

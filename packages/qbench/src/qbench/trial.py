@@ -162,6 +162,8 @@ class RunFolder:
         the record itself with the SHA-256 of each file."""
         folder = self.trial_path(result.key)
         folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(".*.part"):  # of a process that was killed while it wrote
+            part.unlink(missing_ok=True)
         for name, content in (files or {}).items():
             write_whole(folder / name, content)
         digests = {k: hashlib.sha256(content).hexdigest() for k, content in (files or {}).items()}
