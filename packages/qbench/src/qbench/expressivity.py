@@ -19,8 +19,10 @@ def measure_network(model: nn.Module, inputs: int, seed: int) -> dict[str, float
     Source: the two theorems in the abstract of arXiv 2110.06081, which compare by splines and by a
     measure from algebraic geometry.
 
-    >>> measure_network(nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)), 1, seed=0)
-    {'dimension': 3.0, 'pieces': 2.0, 'degree': 1.0}
+    >>> from qbench.architecture import ModelSpec
+    >>> spec = ModelSpec(kind="mlp", hidden=(4,), activation="square")
+    >>> measure_network(build_model(spec, (1,), 1, 1.0, seed=0), 1, seed=0)
+    {'dimension': 3.0, 'pieces': 1.0, 'degree': 2.0}
     """
     measured = {"dimension": float(functional_dimension(model, seed=seed).dimension)}
     if inputs == 1:
