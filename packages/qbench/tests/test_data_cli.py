@@ -33,7 +33,7 @@ from qbench.catalogue import DATASETS
 from qbench.data import load_problem, root
 from qbench.data.image_folder import find_image_fault, write_image_folder
 from qbench.data.images import load_images
-from qbench.data.root import VARIABLE, check_files, data_root, fetch, problem_with
+from qbench.data.root import VARIABLE, check_files, data_root, fetch, find_fault
 from qbench.errors import UserError
 from qbench.recipe import Recipe
 
@@ -335,7 +335,7 @@ def test_what_is_wrong_is_one_sentence_with_file_folder_and_command(
     # and so says the command line
     status, out, err = qbench("data", "check", "mnist", "--data", tmp_path)
     assert (status, err) == (2, f"qbench: {text}\n")
-    assert out == f"mnist: {problem_with('mnist', tmp_path)}\n"
+    assert out == f"mnist: {find_fault('mnist', tmp_path).words}\n"
 
 
 def test_a_file_that_may_not_be_read_is_not_called_missing(
@@ -455,7 +455,7 @@ def test_an_old_cache_of_torchvisions_is_not_taken_for_the_checked_files(
     assert np.array_equal(x[:, 0].numpy(), published.x[:20])
     remove(tmp_path / FOLDER / FILES["images"])
     assert fetch("mnist", tmp_path)  # nor does it keep a download from happening
-    assert problem_with("mnist", tmp_path) == ""
+    assert find_fault("mnist", tmp_path) is None
 
 
 # how it comes there
@@ -493,7 +493,7 @@ def test_fetch_replaces_what_is_damaged_and_keeps_what_is_whole(published, tmp_p
     remove(folder / FILES["test labels"])
     before = {path: path.stat() for path in folder.iterdir()}
     assert fetch("mnist", tmp_path)
-    assert problem_with("mnist", tmp_path) == ""
+    assert find_fault("mnist", tmp_path) is None
     for kept in ("images", "test images"):
         path = folder / FILES[kept]
         assert path.stat().st_ino == before[path].st_ino
@@ -524,7 +524,7 @@ def test_archives_that_lie_there_are_unpacked_without_a_network(
         (tmp_path / FOLDER / name).write_bytes((published.folder / name).read_bytes())
     for name in ("cifar10", "mnist"):
         assert fetch(name, tmp_path)
-        assert problem_with(name, tmp_path) == ""
+        assert find_fault(name, tmp_path) is None
     assert archive.exists()
 
 
@@ -569,7 +569,7 @@ def test_a_download_that_is_not_what_was_published_never_counts(published, tmp_p
     )
     assert everything(data) == before
     assert {path.name for path in data.iterdir()} == {"MNIST", "cifar-10-batches-py"}
-    assert FILES["labels"] in problem_with("mnist", data)
+    assert FILES["labels"] in find_fault("mnist", data).words
 
 
 def failure(name: str, data: Path) -> str:

@@ -1,5 +1,6 @@
 """What a table trains, as data."""
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -15,6 +16,15 @@ class Convolution(Frozen):
     channels: int = Field(ge=1)
     kernel: int = Field(ge=1)
     stride: int = Field(default=1, ge=1)
+
+    def outputs(self, shape: tuple[int, ...]) -> int:
+        """Numbers that it makes of an image of ``shape`` ``(C, H, W)``.
+
+        >>> Convolution(channels=8, kernel=5, stride=3).outputs((1, 28, 28))
+        512
+        """
+        sides = ((side - self.kernel) // self.stride + 1 for side in shape[1:])
+        return self.channels * math.prod(sides)
 
 
 FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(

@@ -1,6 +1,7 @@
 """Models from a table's entries, each drawn under its own seed."""
 
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from itertools import pairwise
@@ -58,7 +59,7 @@ def _classifier(
     spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: float
 ) -> nn.Module:
     parts: OrderedDict[str, nn.Module] = OrderedDict()
-    features = _product(shape)
+    features = math.prod(shape)
     if spec.convolution is not None:
         layer = spec.convolution
         if len(shape) != 3 or min(shape[1:]) < layer.kernel:
@@ -68,8 +69,7 @@ def _classifier(
             )
         parts["convolution"] = nn.Conv2d(shape[0], layer.channels, layer.kernel, layer.stride)
         parts["relu"] = nn.ReLU()
-        sides = [(side - layer.kernel) // layer.stride + 1 for side in shape[1:]]
-        features = layer.channels * _product(tuple(sides))
+        features = layer.outputs(shape)
     if spec.kind == "dense" and features > MOST_DENSE_FEATURES:
         raise UserError(
             f"a dense form on {features} features has {classes * features * (features + 1) // 2} "
@@ -103,7 +103,7 @@ def _head(spec: ModelSpec, features: int, classes: int, init_scale: float) -> nn
 
 def _mlp(spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: float) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()] if len(shape) > 1 else []
-    inputs = _product(shape)
+    inputs = math.prod(shape)
     widths = (inputs, *hidden_widths(spec, inputs, classes))
     for before, after in pairwise(widths):
         if spec.activation == "square":
@@ -182,10 +182,3 @@ def _place(model: nn.Module, strategy: Strategy, *, keep: bool) -> None:
             if isinstance(bias := getattr(branch, "bias", None), Tensor):
                 with torch.no_grad():  # what PyTorch draws is the whole constant, offset included
                     bias.sub_(layer.offsets[letter])
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product

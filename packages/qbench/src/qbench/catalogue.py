@@ -1,5 +1,6 @@
 """The datasets by name: what they are, without loading them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -33,10 +34,7 @@ class DatasetInfo:
     @property
     def features(self) -> int:
         """Numbers in an input."""
-        product = 1
-        for size in self.shape:
-            product *= size
-        return product
+        return math.prod(self.shape)
 
 
 DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(

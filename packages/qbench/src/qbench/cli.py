@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from qbench import __version__
-from qbench.commands_data import data_app
+from qbench.commands_data import Data, data_app
 from qbench.errors import UserError
 from qbench.frozen import Scalar
 from qbench.table import Table, load_table, table_names
@@ -45,10 +45,6 @@ def _complete_table(incomplete: str) -> list[str]:
 
 TableName = Annotated[
     str, typer.Argument(help="A table's name; see qbench list.", autocompletion=_complete_table)
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="Folder of image data; by default QBENCH_DATA, or ~/.cache/quadnets/data."),
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 

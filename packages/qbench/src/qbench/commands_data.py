@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ from rich.table import Table as Grid
 
 from qbench.catalogue import DATASETS, DatasetInfo
 from qbench.errors import UserError, unknown
+from qbench.report.wording import listed
 
 if TYPE_CHECKING:
     from qbench.data.root import Fault
@@ -146,7 +147,7 @@ def check(names: Names = None, data: Data = None) -> None:
         raise not_whole(name, fault)
     if faults:
         raise UserError(
-            f"{_listed(faults)} are not whole under {root}: run {fetch_command(faults, root)}, or "
+            f"{listed(faults)} are not whole under {root}: run {fetch_command(faults, root)}, or "
             "name another folder with --data or QBENCH_DATA"
         )
 
@@ -181,7 +182,7 @@ def fetch(names: Names = None, data: Data = None) -> None:
             typer.echo(f"{name}: {done} {where}")
     if len(failed) > 1:
         first = next(iter(failed.values()))
-        raise UserError(f"{_listed(failed)} were not fetched; the first of them: {first}")
+        raise UserError(f"{listed(failed)} were not fetched; the first of them: {first}")
     for only in failed.values():
         raise only
 
@@ -193,8 +194,3 @@ def _chosen(names: Sequence[str] | None) -> list[str]:
         if name not in known:
             raise unknown("dataset", name, known)
     return list(dict.fromkeys(names or [name for name in known if DATASETS[name].folder]))
-
-
-def _listed(names: Iterable[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}"

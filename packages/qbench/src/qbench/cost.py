@@ -15,6 +15,7 @@ from qbench.architecture import ModelSpec
 from qbench.catalogue import DATASETS
 from qbench.frozen import Frozen
 from qbench.table import Cell, Table, load_table, table_names
+from qbench.trial import write_whole
 
 A100_FLOPS = 19.5e12
 """Float32 operations per second of an A100 by its data sheet, tensor cores left out."""
@@ -24,6 +25,9 @@ A100_UTILISATION = 0.2
 
 A100_STEP = 0.5e-3
 """Seconds that a step takes there however little it computes; assumed."""
+
+MOST_STACKED = 200_000
+"""Multiply-adds, about as many as weights, of a model whose seeds train side by side."""
 
 _PASSES = 3  # forward, and twice that backward
 
@@ -99,9 +103,8 @@ def multiply_adds(spec: ModelSpec, dataset: str) -> int:
         return total + info.classes * linear.cost(width).multiply_adds
     features, total = info.features, 0
     if (layer := spec.convolution) is not None:
-        side = [(length - layer.kernel) // layer.stride + 1 for length in info.shape[1:]]
-        outputs = layer.channels * side[0] * side[1]
-        total, features = outputs * info.shape[0] * layer.kernel**2, outputs
+        features = layer.outputs(info.shape)
+        total = features * info.shape[0] * layer.kernel**2
     features += spec.affine
     if spec.kind == "linear":
         return total + info.classes * features
@@ -110,10 +113,20 @@ def multiply_adds(spec: ModelSpec, dataset: str) -> int:
     return total + info.classes * spec.rank * (features + 1)
 
 
+def stacks(cell: Cell) -> bool:
+    """Whether a cell's seeds train side by side: only where that was measured to pay.
+
+    Ten seeds of a rank-10 classifier on MNIST take five times as long as one, ten of its dense form
+    twenty times: their weights no longer fit in the cache.
+    """
+    spec = cell.model
+    if spec.kind == "zoo" or spec.convolution is not None:
+        return False
+    return multiply_adds(spec, cell.dataset) <= MOST_STACKED
+
+
 def cell_cost(cell: Cell, seeds: int) -> TableCost:
     """What a cell takes with so many seeds: training, and measuring the test part."""
-    from qbench.executor import stacks
-
     recipe, info = cell.recipe, DATASETS[cell.dataset]
     if not info.train:
         return TableCost(forms=0, networks=0, steps=0)
@@ -199,7 +212,7 @@ def calibrate() -> Rates:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {"cores": os.cpu_count(), "rates": rates.model_dump()}
-        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(kept, indent=1) + "\n")
     except OSError:
         pass  # it is measured again the next time
     return rates

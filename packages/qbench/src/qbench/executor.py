@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ import torch
 from filelock import Timeout
 from torch import Tensor
 
-from qbench.architecture import ModelSpec
 from qbench.build import build_model
-from qbench.catalogue import DATASETS
 from qbench.checkpoint import Checkpoints
-from qbench.cost import Rates, cell_cost, multiply_adds
+from qbench.cost import Rates, cell_cost, multiply_adds, stacks
 from qbench.data import load_problem
 from qbench.data.root import check_files, data_root, downloadable
 from qbench.errors import UserError
@@ -28,15 +25,18 @@ from qbench.loop import Curve, Training
 from qbench.probes import Findings, finish, make_probe
 from qbench.stack import side_by_side
 from qbench.table import Cell
-from qbench.trial import Environment, Result, RunFolder, commit, hardware, versions
-
-MOST_STACKED = 200_000
-"""Weights of a model whose seeds train side by side."""
+from qbench.trial import (
+    ARRAYS,
+    WEIGHTS,
+    Environment,
+    Result,
+    RunFolder,
+    commit,
+    hardware,
+    versions,
+)
 
 _TWO_CORES = Rates(forms=2e10, networks=2e10, step=5e-4)
-
-WEIGHTS = "weights.safetensors"
-ARRAYS = "arrays.safetensors"
 
 
 @dataclass(frozen=True)
@@ -75,29 +75,6 @@ class Block:
         """About how many seconds it takes on two cores: for the time left, not for any record."""
         least = 0.05  # building and writing
         return least + 3600 * cell_cost(self.cell, len(self.seeds)).hours(_TWO_CORES)
-
-
-def stacks(cell: Cell) -> bool:
-    """Whether a cell's seeds train side by side: only where that was measured to pay.
-
-    Ten seeds of a rank-10 classifier on MNIST take seven times as long as one, ten of its dense
-    form twenty times: their weights no longer fit in the cache.
-    """
-    spec = cell.model
-    if spec.kind == "zoo" or spec.convolution is not None:
-        return False
-    return weights(spec, cell.dataset) <= MOST_STACKED
-
-
-def weights(spec: ModelSpec, dataset: str) -> int:
-    """The number of weights of a classifier or multi-layer perceptron, affine terms left out."""
-    info = DATASETS[dataset]
-    if spec.kind == "mlp":
-        widths = [info.features, *spec.hidden, info.classes]
-        return sum(inputs * outputs for inputs, outputs in pairwise(widths))
-    if spec.kind == "dense":
-        return info.classes * info.features * (info.features + 1) // 2
-    return info.classes * info.features * (spec.rank or 1)
 
 
 def plan(folder: RunFolder, cells: Iterable[Cell], seeds: int) -> list[Block]:
@@ -205,6 +182,8 @@ def _run(
     The same seeds side by side, so that an interrupted block ends as it would have.
     """
     cell = block.cell
+    if cell.table.experiment == "expressivity":
+        return _measure(folder, cell, seeds, setting, on_progress)
     checkpoints = Checkpoints(folder.checkpoint_path(block.name))
     kept = checkpoints.latest(setting.on_note)
     if kept is not None and not set(kept.values["seeds"]) & set(seeds):
@@ -212,8 +191,6 @@ def _run(
         checkpoints.remove()
     together = tuple(kept.values["seeds"]) if kept else seeds
     started = time.time()
-    if cell.table.experiment == "expressivity":
-        return _measure(folder, cell, seeds, setting, on_progress)
     training = _training(folder, cell, together, setting)
     facts: dict[str, Any] = {"started": started, "interruptions": 0, "on": _on(setting)}
     if kept is not None:

@@ -16,9 +16,8 @@ from qbench.data.image_folder import write_image_folder
 from qbench.data.images import load_images, normalisation, parts
 from qbench.data.root import data_root
 from qbench.errors import UserError
-from qbench.executor import WEIGHTS
 from qbench.table import Cell, load_table, table_names
-from qbench.trial import Result, RunFolder, read_result
+from qbench.trial import WEIGHTS, Result, RunFolder, read_result
 from qzoo import WeightsError
 from qzoo.evaluation import TOLERANCE, evaluate
 from qzoo.folder import read_folder, save_weights

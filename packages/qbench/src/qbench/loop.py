@@ -208,12 +208,15 @@ class Training:
         self._augment = Augmentation(self.recipe.augment, self.seeds, epoch, samples, self.device)
         self._epoch = epoch
 
+    def _outputs(self, x: Tensor) -> Tensor:
+        """Outputs in the recipe's precision, as float32: ``(S, B, K)``."""
+        with autocast(self.recipe, self.device):
+            return self._forward(x).float()
+
     def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs ``(S, B, K)``, mean cross-entropy of each seed, and what is minimised: ``(S,)``
         each."""
-        with autocast(self.recipe, self.device):
-            logits = self._forward(x)
-        logits = logits.float()
+        logits = self._outputs(x)
         mean = cross_entropy(logits, y).mean(1)
         objective = mean if self.recipe.reduction == "mean" else mean * y.shape[1]
         if self.recipe.margin_weight:
@@ -227,11 +230,8 @@ class Training:
         self.model.eval()
         sums: dict[str, Tensor] = {}
         for x, y in samples.chunks(CHUNK if samples.shared else None):
-            with autocast(self.recipe, self.device):
-                logits = self._forward(x)
-            values = _measures(logits.float(), y) | {
-                "loss": cross_entropy(logits.float(), y).mean(1)
-            }
+            logits = self._outputs(x)
+            values = _measures(logits, y) | {"loss": cross_entropy(logits, y).mean(1)}
             _add(sums, values, len(y[0]) / len(samples))
         self.model.train()
         return sums

@@ -20,6 +20,7 @@ from qbench.frozen import Frozen, Scalar
 from qbench.metrics import Metric
 from qbench.recipe import Recipe
 from qbench.report.paper_figures import FIGURES
+from qbench.report.wording import format_value
 
 
 class Patch(Frozen):
@@ -348,7 +349,7 @@ class Cell:
         return identity(self.table.id, self.table.version, self.resolved, seed)
 
     def __str__(self) -> str:
-        return " ".join(_word(value) for value in self.axes.values())
+        return " ".join(format_value(value) for value in self.axes.values())
 
 
 def panel_of(axes: Mapping[str, Scalar], others: Iterable[str]) -> str:
@@ -357,7 +358,7 @@ def panel_of(axes: Mapping[str, Scalar], others: Iterable[str]) -> str:
     >>> panel_of({"dataset": "cifar10", "depth": 20.0}, ["depth"])
     'cifar10, depth 20'
     """
-    named = (f"{axis} {_word(axes[axis])}" for axis in others)
+    named = (f"{axis} {format_value(axes[axis])}" for axis in others)
     return ", ".join([str(axes["dataset"]), *named])
 
 
@@ -429,10 +430,6 @@ def _patch(axis: str, value: Scalar) -> dict[str, Any]:
     if axis in ModelSpec.model_fields:
         return {"model": {axis: value}}
     raise unknown("axis", axis, [*Recipe.model_fields, *ModelSpec.model_fields])
-
-
-def _word(value: Scalar) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _as_number(text: str) -> float | None:

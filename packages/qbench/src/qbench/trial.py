@@ -33,6 +33,11 @@ _VERSIONS = (
 )
 
 
+WEIGHTS = "weights.safetensors"
+ARRAYS = "arrays.safetensors"
+"""What may stand beside a result: a network's weights, and what figures draw."""
+
+
 class Environment(Frozen):
     """Where a trial was run: recorded, never part of its identity.
 

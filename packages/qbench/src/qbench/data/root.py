@@ -154,16 +154,6 @@ def _checksum(path: Path, kind: str) -> str:
     return digest.hexdigest()
 
 
-def problem_with(name: str, root: Path) -> str:
-    """What is wrong with a dataset's files, in words; empty where they are whole.
-
-    >>> problem_with("cifar10", Path("/nowhere"))
-    'data_batch_1 is missing in /nowhere/cifar-10-batches-py'
-    """
-    fault = find_fault(name, root)
-    return fault.words if fault else ""
-
-
 def check_files(name: str, root: Path) -> None:
     """Raises ``UserError`` for a dataset that is not whole under ``root``.
 

@@ -10,11 +10,9 @@ import safetensors.numpy
 
 from qbench.report.numbers import CellReport, Report
 from qbench.report.wording import format_value
-from qbench.trial import Result, RunFolder
+from qbench.trial import ARRAYS, Result, RunFolder
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-_ARRAYS = "arrays.safetensors"
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Evidence:
 
         Raises ``UserError`` where the file is not there, or not what was written.
         """
-        if self.folder is None or _ARRAYS not in result.files:
+        if self.folder is None or ARRAYS not in result.files:
             return {}
-        content = self.folder.read_file(result, _ARRAYS)
+        content = self.folder.read_file(result, ARRAYS)
         return safetensors.numpy.load(content)
