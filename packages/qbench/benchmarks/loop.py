@@ -2,9 +2,9 @@
 
     QBENCH_DATA=... uv run python packages/qbench/benchmarks/loop.py [--pairs 15] [--out FILE]
 
-Both train the same model on the same batches of the same data with torch's own SGD; the bare loop
-neither records nor checks anything. How ratios are measured, and when a target is met, is said in
-qcore's ``benchmarks/paired.py``. Run it on a quiet machine.
+Both train the same model on the same samples, each in an order of its own, with torch's own SGD;
+the bare loop neither records nor checks anything. How ratios are measured, and when a target is
+met, is said in qcore's ``benchmarks/paired.py``. Run it on a quiet machine.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Optimiser, schedule, strategy, clipping and precision, as a recipe names them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -71,10 +71,10 @@ def precision(name: str) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def autocast(recipe: Recipe, device: str) -> torch.autocast:
+def autocast(recipe: Recipe, device: str) -> AbstractContextManager[object]:
     """The context of forward passes in half precision; it does nothing for the others."""
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
-    return torch.autocast(device, dtype=half, enabled=half is not None)
+    return nullcontext() if half is None else torch.autocast(device, dtype=half)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -206,7 +206,9 @@ class Publisher:
             stderr=self._errors,
             stdout=subprocess.DEVNULL,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the training; the record of what ended goes on
+            # Ctrl-C is for the training; the record of what ended goes on. No session of its own:
+            # Linux shares processors between sessions first, and idle is so within one only
+            process_group=0,
         )
 
     def send(self, path: Path) -> None:
