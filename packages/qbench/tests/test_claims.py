@@ -120,14 +120,18 @@ def results(
         (ORDER, [80, 80], [90, None], "does not hold", "rank1 diverged in 1 of 2"),
         (ORDER, [80, None], [90, 91], "not decided", "linear diverged in 1 of 2"),
         (LOSS, [80, 81, 80, 82], [90, 91, 91, 90], "holds", "19.2500 > 9.5000, p < 0.001"),
-        (CLOSE, [90.0, 91.0], [90.5, 90.6], "holds", "90.50 and 90.55: 0.05 apart"),
-        (CLOSE, [90.0, 91.0], [95.0, 95.0], "does not hold", "90.50 and 95.00: 4.50 apart"),
+        (CLOSE, [90.0, 90.2, 90.1], [90.1, 90.1, 90.2], "holds", "90.10 and 90.13: 0.03 apart, p"),
+        (CLOSE, [90.0, 91.0, 90.0], [90.5, 90.0, 90.6], "not decided", "90.33 and 90.37: 0.03 ap"),
+        (CLOSE, [90.0, 90.2], [95.0, 95.1], "does not hold", "90.10 and 95.05: 4.95 apart, p = 0."),
+        (CLOSE, [90.0, 90.2, 90.6], [91.0, 91.9, 91.6], "not decided", "90.27 and 91.50: 1.23 ap"),
+        (CLOSE, [90.0], [90.0], "not decided", "90.00 and 90.00, too few seeds to test"),
+        (CLOSE, [90.0, 91.0], [90.0, 91.0], "holds", "90.50 and 90.50: 0.00 apart"),
         (VALUE, [], [89.2, 89.3, 89.4], "holds", "measured 89.30, 95 % interval 89.05 … 89.55"),
-        (VALUE, [], [90], "not decided", "too few seeds for an interval"),
+        (VALUE, [], [90, 90], "not decided", "an interval needs 3 seeds or more"),
         (VALUE, [], [89.0, 89.1, 89.2], "does not hold", "measured 89.10, 95 % interval 88.85"),
         (RISES, [80], [90], "holds", "never falls between recorded steps"),
         (RISES, [80], [5], "does not hold", "falls at step 10"),
-        (LIMIT, [89.5], [90.5], "holds", "ends at "),
+        (LIMIT, [89.5], [90.7], "holds", "ends at 90.7, the furthest of 2"),
         (LIMIT, [89.5], [95], "does not hold", "ends at 95.0"),
     ],
 )
@@ -151,6 +155,26 @@ def test_a_reduced_run_decides_nothing_and_says_so() -> None:
         "REDUCED RUN: 2 steps instead of 10 and 2 seeds instead of 4"
     )
     assert report.command == "qbench run toy --quick"
+
+
+def test_a_reduced_run_names_every_field_of_every_cell_that_is_reduced() -> None:
+    text = TABLE.replace(
+        "dataset: [iris]", "dataset: {iris: {}, wine: {recipe: {epochs: 30, lr: 0.1}}}"
+    ).replace("{epochs: 2}", "{epochs: 2, lr: 0.1, log_every: 7}")
+    made = parse_table(text + ORDER, "toy.yaml")
+    cells = list(made.cells(reduced=True))
+    found = [result(cell, seed, 90.0) for cell in cells for seed in range(2)]
+    assert build_report(made, cells, found).warnings == [
+        "REDUCED RUN: 2 steps instead of 10 or 30, lr 0.1 instead of 0.01 and 2 seeds instead of "
+        "4; no number here is the table's."
+    ]
+
+
+def test_where_a_table_departs_from_the_paper_is_its_first_note() -> None:
+    made = parse_table(TABLE + ORDER + "departs: [wine is left out.]\n", "toy.yaml")
+    assert build_report(made, *results(made, [80] * 4, [90] * 4)).notes[0] == (
+        "Other than in the paper, on purpose: wine is left out."
+    )
 
 
 def test_a_diverged_trial_is_counted_and_never_in_a_mean() -> None:
@@ -285,6 +309,23 @@ def test_what_is_counted_and_the_same_for_every_seed_needs_no_test(
     assert (claim.verdict, claim.why) == (verdict, why)
 
 
+def test_the_panels_of_a_pooled_claim_are_one_sample_of_each_seed() -> None:
+    datasets = ["iris", "wine", "wisconsin", "digits"]
+    text = TABLE.replace("dataset: [iris]", f"dataset: [{', '.join(datasets)}]")
+    pooled = "  - {order: [linear, rank1], by: test_accuracy, per: pooled, source: S}\n"
+    made = parse_table(text + pooled, "toy.yaml")
+    gains = (2.0, 1.0, -0.5)  # of a seed, the same in every panel
+    found = [
+        result(cell, seed, 80.0 + (gain if cell.axes["model"] == "rank1" else 0.0))
+        for cell in made.cells()
+        for seed, gain in enumerate(gains)
+    ]
+    (claim,) = build_report(made, list(made.cells()), found).claims
+    # three seeds do not decide it, however many panels they were run in: twelve would, at p = 0.015
+    assert claim.verdict == "not decided"
+    assert claim.why.startswith("80.00 < 80.83, p = 0.37")
+
+
 def test_a_pooled_claim_is_made_once_for_all_panels_and_pairs_within_them() -> None:
     text = TABLE.replace("dataset: [iris]", "dataset: [iris, wine]")
     pooled = "  - {order: [linear, rank1], by: test_accuracy, per: pooled, source: S}\n"
@@ -350,6 +391,40 @@ def test_an_inner_optimum_must_beat_both_ends(inner: float, verdict: str) -> Non
     (claim,) = build_report(made, list(made.cells()), found).claims
     assert claim.verdict == verdict
     assert claim.why.startswith("rank1 is chosen; against linear ")
+
+
+def interior(accuracies: dict[str, Sequence[float | None]]) -> Any:
+    """The verdict on an inner optimum, of models by the accuracies of their seeds; the higher
+    ``validation_accuracy``, the later the model stands."""
+    names = ", ".join(f"{name}: {{kind: low_rank, rank: {i}}}" for i, name in enumerate("abcd", 1))
+    text = TABLE.replace("linear: {kind: linear}, rank1: {kind: low_rank, rank: 1}", names)
+    claim = INTERIOR.replace("linear, rank1, rank2", "a, b, c, d")
+    made = parse_table(text.replace("control: linear\n", "") + claim, "toy.yaml")
+    found = []
+    for place, cell in enumerate(made.cells()):
+        for seed, value in enumerate(accuracies[str(cell.axes["model"])]):
+            known = {"test_accuracy": value, "validation_accuracy": 10.0 * place}
+            found.append(result(cell, seed, value, **({} if value is None else {"metrics": known})))
+    (report,) = build_report(made, list(made.cells()), found).claims
+    return report
+
+
+def test_an_inner_value_that_diverged_is_not_chosen_and_refutes_nothing() -> None:
+    ends = {"a": [80.0, 80.1, 80.3], "d": [80.2, 80.0, 80.1]}
+    one = interior({**ends, "b": [90.0, 90.2, 90.1], "c": [95.0, None, 95.0]})
+    assert one.verdict == "holds"
+    assert one.why.startswith("b is chosen; against a 80.13 < 90.10")
+    none = interior({**ends, "b": [90.0, None, 90.1], "c": [95.0, None, 95.0]})
+    assert (none.verdict, none.why) == ("does not hold", "every inner value diverged")
+    end = interior({**ends, "b": [90.0] * 3, "c": [95.0] * 3, "d": [80.0, None, 80.0]})
+    assert (end.verdict, end.why) == ("not decided", "d diverged in 1 of 3")
+
+
+def test_one_better_end_refutes_an_inner_optimum_whatever_the_other_says() -> None:
+    inner = {"b": [80.0, 80.1, 80.3], "c": [85.0, 85.2, 85.1]}
+    for better, open_end in (("a", "d"), ("d", "a")):
+        found = interior({**inner, better: [90.0, 90.3, 90.1], open_end: [85.2, 84.9, 85.0]})
+        assert found.verdict == "does not hold"
 
 
 def test_a_pooled_claim_says_how_many_panels_it_rests_on() -> None:

@@ -105,7 +105,8 @@ class Table(Frozen):
     as they are drawn. ``version`` rises with every change that alters results. ``control`` is the
     model against which the others are tested; ``without`` leaves out the cells with all values of
     one of its entries. Without ``quick`` the table is quick as it is, and never reduced.
-    ``figures`` are those of the paper beside the common ones.
+    ``figures`` are those of the paper beside the common ones. ``departs`` says, in sentences, where
+    the table does on purpose something else than the paper.
 
     >>> list(load_table("xor").grid.dataset)
     ['xor']
@@ -128,6 +129,7 @@ class Table(Frozen):
     quick: Quick | None = None
     claims: tuple[Claim, ...] = ()
     figures: tuple[str, ...] = ()
+    departs: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Table":

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from qbench.claim import (
@@ -17,21 +17,26 @@ from qbench.claim import (
 )
 from qbench.frozen import Frozen, Scalar
 from qbench.metrics import QUANTITIES, Metric
-from qbench.report.statistics import compare_paired, holm, summarize
+from qbench.report.statistics import compare_close, compare_paired, holm, summarize
 from qbench.report.wording import Verdict, format_number, format_p, format_value, metric_name
 from qbench.table import Cell, Table, panel_of
 from qbench.trial import Result
 
 LEVEL = 0.05
 
+FEWEST_SEEDS = 3
+"""Seeds from which an interval says something of a printed value: that of two is 13 times their
+standard error to either side."""
+
 
 class ClaimReport(Frozen):
     """A claim under one combination of the unstated choices.
 
-    ``verdict``: *holds* and *does not hold* are what was measured; *not decided* is an order that
-    the test does not support, either way (p ≥ 0.05, paired, Holm over the claims of these
-    choices), or that lost trials of another model than the praised one to divergence; *not
-    tested* lacks results. ``models`` are the models it speaks of, ``subject``
+    ``verdict``: *holds* and *does not hold* are what was measured; *not decided* is an order, or
+    a nearness, that the test does not support, either way (p ≥ 0.05, paired, Holm over the claims
+    of these choices), one that lost trials of another model than the praised one to divergence,
+    and a printed value of which there are too few seeds; *not tested* lacks results. ``models``
+    are the models it speaks of, ``subject``
     the one it praises, where there is one; ``statement`` is the claim for any panel, ``short``
     in the fewest words; ``why`` gives the figures.
     """
@@ -54,14 +59,18 @@ class _Sample:
     def __init__(self, results: Sequence[Result]) -> None:
         self.results = results
 
-    def values(self, metric: Metric) -> dict[Hashable, float]:
-        """The final values by seed and panel: what models are compared within."""
-        values: dict[Hashable, float] = {}
+    def values(self, metric: Metric) -> dict[int, float]:
+        """The final values by seed: what models are compared within.
+
+        Over several panels it is their mean, of the seeds that all of them have: a seed splits the
+        data and draws the weights of every panel, so that these are no samples of their own.
+        """
+        places: dict[int, list[float]] = {}
         for result in self.results:
             if (value := result.value(metric)) is not None:
-                place = tuple(v for axis, v in result.axes.items() if axis != "model")
-                values[result.seed, place] = value
-        return values
+                places.setdefault(result.seed, []).append(value)
+        panels = max(map(len, places.values()), default=0)
+        return {seed: sum(found) / panels for seed, found in places.items() if len(found) == panels}
 
     def mean(self, metric: Metric) -> float:
         """The mean of the final values; NaN where there are none."""
@@ -134,38 +143,36 @@ def _judge(
         return "not tested", f"no results for {', '.join(missing)}", None
     present = {model: sample for model, sample in found if sample is not None}
     counted = isinstance(claim, OrderClaim) and QUANTITIES[claim.by].of_diverged is not None
-    lost = {} if counted else {model: s for model, s in present.items() if s.diverged}
+    # an inner value that diverged is not chosen, and refutes nothing
+    needed = (
+        (claim.interior[0], claim.interior[-1]) if isinstance(claim, InteriorClaim) else present
+    )
+    lost = {} if counted else {model: present[model] for model in needed if present[model].diverged}
     if lost:
         counts = (
             f"{model} diverged in {s.diverged} of {len(s.results)}" for model, s in lost.items()
         )
         subject = _subject(claim)
-        refuted = subject is None or subject in lost
+        refuted = not isinstance(claim, InteriorClaim) and (subject is None or subject in lost)
         return ("does not hold" if refuted else "not decided"), "; ".join(counts), None
     if isinstance(claim, OrderClaim):
         return _judge_order(claim, present)
     if isinstance(claim, CloseClaim):
-        first, second = (present[model].mean(claim.by) for model in claim.close)
-        gap = abs(first - second)
-        means = " and ".join(
-            format_number(mean, claim.by, precise=True) for mean in (first, second)
-        )
-        why = f"{means}: {format_number(gap, claim.by, precise=True)} apart"
-        return ("holds" if gap <= claim.within else "does not hold"), why, None
+        return _judge_close(claim, present)
     if isinstance(claim, RisesClaim):
         falls = [step for s in present.values() for step in _falls(s.results, claim.rises)]
         why = f"falls at step {falls[0]}" if falls else "never falls between recorded steps"
         return ("does not hold" if falls else "holds"), why, None
     if isinstance(claim, LimitClaim):
-        ends = [value for s in present.values() for value in s.values(claim.limit).values()]
-        ends = [value for value in ends if math.isfinite(value)]
+        known = [r.value(claim.limit) for s in present.values() for r in s.results]
+        ends = [value for value in known if value is not None and math.isfinite(value)]
         if not ends:
             return "not tested", f"no trial has a value of {metric_name(claim.limit)}", None
         furthest = max(ends, key=lambda value: abs(value - claim.to))
         holds = abs(furthest - claim.to) <= claim.within
         return (
             ("holds" if holds else "does not hold"),
-            f"ends at {format_number(furthest, claim.limit)}",
+            f"ends at {format_number(furthest, claim.limit)}, the furthest of {len(ends)}",
             None,
         )
     if isinstance(claim, InteriorClaim):
@@ -176,8 +183,8 @@ def _judge(
 def _judge_value(claim: ValueClaim, sample: _Sample) -> tuple[Verdict, str, None]:
     """Whether the claimed value with its spread meets the measured mean with its 95 % interval."""
     measured = summarize(list(sample.values(claim.metric).values()))
-    if measured is None or measured.interval95 is None:
-        return "not decided", "too few seeds for an interval", None
+    if measured is None or measured.interval95 is None or measured.n < FEWEST_SEEDS:
+        return "not decided", f"an interval needs {FEWEST_SEEDS} seeds or more", None
     low, high = measured.interval95
     spread = claim.spread or 0.0
     holds = low - spread <= claim.value <= high + spread
@@ -188,24 +195,45 @@ def _judge_value(claim: ValueClaim, sample: _Sample) -> tuple[Verdict, str, None
     return ("holds" if holds else "does not hold"), why, None
 
 
+def _judge_close(
+    claim: CloseClaim, present: Mapping[str, _Sample]
+) -> tuple[Verdict, str, float | None]:
+    """What the means say, and the p-value of the test that they are so close, or that they are
+    not."""
+    first, second = (present[model] for model in claim.close)
+    test = compare_close(first.values(claim.by), second.values(claim.by), claim.within)
+    means = " and ".join(
+        format_number(sample.mean(claim.by), claim.by, precise=True) for sample in (first, second)
+    )
+    if test is None:
+        return "not decided", f"{means}, too few seeds to test", None
+    gap = abs(test.difference)
+    why = f"{means}: {format_number(gap, claim.by, precise=True)} apart"
+    return ("holds" if gap <= claim.within else "does not hold"), why, test.p_value
+
+
 def _judge_interior(
     claim: InteriorClaim, present: Mapping[str, _Sample]
 ) -> tuple[Verdict, str, float | None]:
     """Whether the inner model that one metric chose is better than both ends by the other."""
     direction = 1 if QUANTITIES[claim.chosen_by].rising else -1
-    best = max(
-        claim.interior[1:-1], key=lambda model: direction * present[model].mean(claim.chosen_by)
-    )
+    inner = [model for model in claim.interior[1:-1] if not present[model].diverged]
+    if not inner:
+        return "does not hold", "every inner value diverged", None
+    best = max(inner, key=lambda model: direction * present[model].mean(claim.chosen_by))
     ends = (claim.interior[0], claim.interior[-1])
     orders = [OrderClaim(order=(end, best), by=claim.by, source=claim.source) for end in ends]
     judged = [_judge_order(order, present) for order in orders]
     why = f"{best} is chosen; " + ", ".join(
         f"against {end} {found[1]}" for end, found in zip(ends, judged, strict=True)
     )
-    # both have to hold, so that the larger p decides; one that does not decides alone
-    failed = [found for found in judged if found[0] != "holds"]
-    verdict, _, p_value = (failed or sorted(judged, key=lambda found: found[2] or 0.0))[-1]
-    return verdict, why, p_value
+    refuted = [found for found in judged if found[0] == "does not hold"]
+    if refuted:  # one suffices, and of two the surer one
+        return "does not hold", why, min((p for _, _, p in refuted if p is not None), default=None)
+    if any(verdict == "not decided" for verdict, _, _ in judged):
+        return "not decided", why, None
+    # both have to hold, so that the larger p decides
+    return "holds", why, max((p for _, _, p in judged if p is not None), default=None)
 
 
 def _judge_order(

@@ -9,6 +9,7 @@ from qbench.architecture import ModelSpec
 from qbench.claim import ValueClaim
 from qbench.frozen import Frozen, Scalar
 from qbench.metrics import QUANTITIES, Metric
+from qbench.recipe import Recipe
 from qbench.report.claims import ClaimReport, judge
 from qbench.report.statistics import Comparison, compare_paired, holm, summarize
 from qbench.report.wording import format_value, listed
@@ -79,6 +80,7 @@ class Report(Frozen):
     ``control`` is the one that the others are compared with.
     ``choices`` are the unstated choices with the values that were run; ``expected`` is the number
     of trials of the whole table under these choices, ``recorded`` how many of them there are.
+    ``memory`` is the most bytes that a process held, or an accelerator where one was used.
     ``warnings`` say that a run is reduced or partial, and stand on everything that shows it.
     """
 
@@ -105,6 +107,7 @@ class Report(Frozen):
     versions: dict[str, str]
     made: str
     seconds: float
+    memory: int | None
     cells: list[CellReport]
     claims: list[ClaimReport]
 
@@ -212,6 +215,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         versions=latest.versions,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(latest.started)),
         seconds=sum(_seconds(result.environment for result in found) for _, found in present),
+        memory=max((m for r in results if (m := r.environment.memory) is not None), default=None),
         cells=[report for group in groups.values() for report in _cell_reports(table, group)],
         claims=[
             verdict
@@ -341,7 +345,7 @@ def _warnings(
     warnings = []
     if reduced and table.quick:
         seeds = max(len(found) for _, found in present)
-        less = _reductions(table)
+        less = _reductions([cell for cell, _ in present])
         if seeds < table.seeds:
             less.append(f"{seeds} seeds instead of {table.seeds}")
         warnings.append(f"REDUCED RUN: {listed(less)}; no number here is the table's.")
@@ -360,26 +364,57 @@ _REDUCED = {
     "train_samples": "training samples",
     "test_samples": "test samples",
     "batch_size": "samples in a batch",
+    "validation": "validation samples",
 }
 
+_RECORDS = frozenset({"log_every", "train_metrics", "snapshots"})
+"""Fields of a recipe that change what is recorded, and no outcome."""
 
-def _reductions(table: Table) -> list[str]:
-    """What a reduced run has less of, in words."""
-    recipe, changed = table.recipe, table.quick.recipe if table.quick else {}
-    less = []
-    for name, words in _REDUCED.items():
-        if name in changed:
-            given = getattr(recipe, name)
-            unit = "steps" if (name, recipe.batch_size) == ("epochs", None) else words
-            full = given if given is not None else "all"
-            less.append(f"{changed[name]} {_singular(unit, changed[name])} instead of {full}")
-    return less
+
+def _reductions(cells: Sequence[Cell]) -> list[str]:
+    """Where the recipes of a reduced run are other than the full ones, in words."""
+    changed: dict[str, dict[tuple[Any, Any], None]] = {}
+    batches = set()
+    for cell in cells:
+        reduced, full = cell.recipe, Cell(cell.table, cell.axes).recipe
+        batches.add(full.batch_size)
+        for name in Recipe.model_fields:
+            pair = (getattr(reduced, name), getattr(full, name))
+            if name not in _RECORDS and pair[0] != pair[1]:
+                changed.setdefault(name, {})[pair] = None
+    said = []
+    for name in dict.fromkeys([*_REDUCED, *changed]):
+        if name not in changed:
+            continue
+        values = list(dict.fromkeys(reduced for reduced, _ in changed[name]))
+        instead = " or ".join(dict.fromkeys(_in_words(full) for _, full in changed[name]))
+        unit = "steps" if name == "epochs" and batches == {None} else _REDUCED.get(name)
+        shown = " or ".join(map(_in_words, values))
+        if unit is None:
+            said.append(f"{name} {shown} instead of {instead}")
+        else:
+            count = values[0] if len(values) == 1 else 2
+            said.append(f"{shown} {_singular(unit, count)} instead of {instead}")
+    return said
+
+
+def _in_words(value: Any) -> str:
+    """A value of a recipe.
+
+    >>> _in_words(None), _in_words(0.1), _in_words((100, 150)), _in_words(())
+    ('all', '0.1', '100, 150', 'none')
+    """
+    if value is None:
+        return "all"
+    if isinstance(value, tuple):
+        return ", ".join(map(_in_words, value)) or "none"
+    return format_value(value) if isinstance(value, str | int | float) else str(value)
 
 
 def _notes(
     table: Table, present: Sequence[tuple[Cell, list[Result]]], latest: Environment
 ) -> list[str]:
-    notes = []
+    notes = [f"Other than in the paper, on purpose: {sentence}" for sentence in table.departs]
     for name, choice in table.unstated.items():
         run = _values_run(table, name, present)
         rest = [format_value(value) for value in choice.values if value not in run]

@@ -71,6 +71,35 @@ def compare_paired(values: Mapping[Key, float], control: Mapping[Key, float]) ->
     return Comparison(difference, float(stats.ttest_1samp(differences, 0.0).pvalue))
 
 
+def compare_close(
+    values: Mapping[Key, float], control: Mapping[Key, float], within: float
+) -> Comparison | None:
+    """Whether two samples differ by less than ``within`` or by more, over the keys both have; None
+    for fewer than two.
+
+    Where the means are that close, the p-value is that of two one-sided paired t-tests, which
+    reject that the samples are further apart; where they are not, it is that of the paired t-test
+    which rejects that they are that close.
+
+    >>> near = compare_close({0: 2.0, 1: 3.0, 2: 4.1}, {0: 2.1, 1: 3.0, 2: 4.0}, within=1.0)
+    >>> near.p_value < 0.05
+    True
+    """
+    pairs = compare_paired(values, control)
+    if pairs is None or pairs.p_value is None:
+        return pairs
+    shared = [seed for seed in values if seed in control]
+    differences = np.array([values[seed] - control[seed] for seed in shared])
+    if abs(pairs.difference) > within:
+        edge = math.copysign(within, pairs.difference)
+        return Comparison(pairs.difference, float(stats.ttest_1samp(differences, edge).pvalue))
+    sides = (("greater", -within), ("less", within))
+    p_values = [
+        float(stats.ttest_1samp(differences, edge, alternative=side).pvalue) for side, edge in sides
+    ]
+    return Comparison(pairs.difference, max(p_values))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction: adjusted p-values, in the order given.
 
