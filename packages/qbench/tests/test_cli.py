@@ -3,9 +3,12 @@
 import json
 import os
 import resource
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -179,6 +182,53 @@ def test_a_report_that_cannot_be_written_is_one_sentence(out: Path, tmp_path: Pa
     assert done.stderr.startswith("qbench: Is a directory (")
     assert "repair that, run again" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_compiling_without_a_compiler_is_one_sentence_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qbench", "run", "uci", "--quick", "--compile", "--out", tmp_path],
+        # a cache of its own: what was compiled before needs no compiler
+        env={
+            **os.environ,
+            "CXX": "/nowhere/c++",
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    said = done.stderr.splitlines()[-1]  # torch may have logged that there is no CUDA
+    assert said.startswith("qbench: --compile: torch cannot compile here (No working C++ compiler ")
+    assert said.endswith("'/nowhere/c++')); leave it out, or install a C++ compiler")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.rglob("result.json")) == []
+
+
+def test_what_is_printed_to_go_on_is_the_command_that_was_stopped(tmp_path: Path) -> None:
+    arguments = ["run", "uci", "--only", "dataset=wine,iris", "--seeds", "1", "--out", "my runs"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qbench", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # what starts the tests may ignore Ctrl-C, as a shell does for what runs in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("result.json")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    _, found, command = errors.partition("To go on: ")
+    assert found
+    assert shlex.split(command) == ["qbench", *arguments]
 
 
 def test_completion_offers_tables() -> None:

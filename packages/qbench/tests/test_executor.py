@@ -14,7 +14,7 @@ import pytest
 from qbench.errors import UserError
 from qbench.executor import Block, check_device, plan, run_blocks
 from qbench.table import Cell, load_table
-from qbench.trial import RunFolder
+from qbench.trial import Result, RunFolder
 
 UCI = load_table("uci")
 ONLY = {"dataset": ("iris",), "model": ("linear", "rank1")}
@@ -152,3 +152,39 @@ def test_a_killed_run_leaves_a_folder_from_which_the_next_goes_on(
     for _, results in run_blocks(run_folder, remaining[:2]):
         assert results
     assert {path: path.read_bytes() for path in there} == there
+
+
+FROM_ANOTHER = {"dataset": ("digits32",), "model": ("fine-tuned",)}
+
+
+def started_from_another(folder: RunFolder) -> dict[str, Result]:
+    """Fine-tune a network of the table ``upgrade``, of which the one it starts from is missing."""
+    wanted = list(folder.table.cells(FROM_ANOTHER, reduced=True))
+    blocks = plan(folder, wanted, 1)
+    assert [block.cell.axes["model"] for block in blocks] == ["trained", "fine-tuned"]
+    found = [result for _, results in run_blocks(folder, blocks) for result in results]
+    assert plan(folder, wanted, 1) == []
+    return {str(result.axes["model"]): result for result in found}
+
+
+def test_a_network_to_start_from_is_trained_first_and_handed_on(tmp_path: Path) -> None:
+    table = load_table("upgrade")
+    found = started_from_another(RunFolder(tmp_path, table, create=True))
+    before, after = found["trained"], found["fine-tuned"]
+    assert before.status == after.status == "finished"
+    assert before.history["train_loss"][-1] != after.history["train_loss"][-1]
+    assert before.weights != after.weights
+
+
+def test_what_starts_from_a_diverged_network_counts_as_diverged(tmp_path: Path) -> None:
+    table = load_table("upgrade")
+    assert table.quick is not None
+    explosive = table.quick.model_copy(update={"recipe": {**table.quick.recipe, "lr": 1e9}})
+    broken = table.model_copy(update={"quick": explosive})
+    found = started_from_another(RunFolder(tmp_path, broken, create=True))
+    before, after = found["trained"], found["fine-tuned"]
+    assert before.status == after.status == "diverged"
+    assert before.diverged_at is not None
+    assert (before.diverged_at > 0, after.diverged_at) == (True, 0)
+    assert after.metrics.get("test_accuracy") is None
+    assert after.history == {}

@@ -1,6 +1,8 @@
 """A trial's weights become a folder that the zoo takes, as accurate as the trial said."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,31 @@ def test_the_trials_with_weights_are_listed(runs: Path) -> None:
     assert [result.axes["model"] for result in found] == ["qresnet20", "resnet20-rank2"]
     assert described(found[0]).startswith(f"{found[0].key} digits digits32 qresnet20 seed 0, ")
     assert described(found[0]).endswith("%, reduced")
+
+
+def test_a_trial_is_described_with_whole_numbers_as_such(runs: Path) -> None:
+    (result, _) = exportable(runs)
+    deeper = result.model_copy(update={"axes": {**result.axes, "depth": 20.0}})
+    assert " digits32 qresnet20 20 seed 0, " in described(deeper)
+
+
+def test_a_trial_of_another_version_of_its_table_is_not_listed(runs: Path, tmp_path: Path) -> None:
+    (old, kept) = exportable(runs)
+    out = tmp_path / "runs"
+    shutil.copytree(runs, out)
+    path = out / "digits" / old.key / "result.json"
+    before = old.model_copy(update={"version": old.version - 1})
+    path.write_text(before.model_dump_json())
+    assert [result.key for result in exportable(out)] == [kept.key]
+    message = (
+        f"{old.key!r} is no trial of a table's present version with weights in {str(out)!r}. "
+        f"There are: {kept.key} digits"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        find_trial(out, old.key)
+    shutil.rmtree(out / "digits" / kept.key)
+    with pytest.raises(UserError, match=r"no trial of a table's present version in .* has weights"):
+        find_trial(out, old.key)
 
 
 def test_an_exported_network_is_the_trained_one_and_says_where_it_comes_from(
@@ -108,6 +135,20 @@ def test_an_accuracy_that_is_not_the_recorded_one_is_refused(
     with pytest.raises(UserError, match=r"has a test accuracy of .* nothing was exported"):
         export(runs, result.key, tmp_path / "weights")
     assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "tf32"])
+def test_in_another_precision_than_float32_both_accuracies_are_recorded_and_may_differ(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    (result, _) = exportable(runs)
+    recipe = result.recipe.model_copy(update={"test_samples": None, "precision": precision})
+    monkeypatch.setattr(type(result), "recipe", property(lambda _: recipe))
+    record = export(runs, result.key, tmp_path / "weights")
+    assert record.recipe["precision"] == precision
+    assert record.claimed == result.metrics["test_accuracy"]
+    assert record.evaluation is not None
+    assert record.evaluation.top1 != record.claimed
 
 
 def test_the_digits_network_in_the_package_is_as_accurate_as_its_record_says(

@@ -68,6 +68,12 @@ def test_xor_starts_from_the_papers_vectors_and_keeps_its_steps() -> None:
         ),
         ("kind: low_rank, rank: 1", "kind: low_rank", "rank belongs to kind low_rank"),
         ("kind: linear", "kind: linear, affine: true", "affine belongs to quadratic forms"),
+        (
+            "kind: low_rank, rank: 1",
+            'kind: low_rank, rank: 1, "on": {iris: {rank: 2, recipe: {lr: 0.1}}}',
+            "grid.model.rank1: on: iris has a recipe, and a model has the same one on every "
+            "dataset: put what iris changes under dataset: {iris: {recipe: …}} of the grid",
+        ),
         ("control: linear", "control: lineal", "unknown model 'lineal': did you mean 'linear'?"),
         ("order: [linear, rank1]", "order: [linear, rank9]", "unknown model 'rank9'"),
         ("  scaling: {", "  scalingg: {", "unknown choice 'scalingg': did you mean 'scaling'?"),

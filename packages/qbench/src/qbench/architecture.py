@@ -53,7 +53,7 @@ class ModelSpec(Frozen):
     ``after`` names the model of the same table, trained with the same seed, from whose weights this
     one starts. ``start`` gives parameters at the start by name; without it they are drawn from the
     seed. ``recipe`` is what this model changes in the table's, ``on`` what it is on a dataset:
-    fields that replace these, or a whole model of another kind.
+    fields that replace these, or a whole model of another kind; never a recipe.
 
     >>> ModelSpec(kind="low_rank", rank=2).kind
     'low_rank'
@@ -93,6 +93,13 @@ class ModelSpec(Frozen):
             raise ValueError("kind zoo needs a name")
         if self.kind == "mlp" and not self.hidden:
             raise ValueError("kind mlp needs hidden, the widths of its hidden layers")
+        for dataset, changes in self.on.items():
+            if "recipe" in changes:
+                raise ValueError(
+                    f"on: {dataset} has a recipe, and a model has the same one on every dataset: "
+                    f"put what {dataset} changes under dataset: {{{dataset}: {{recipe: …}}}} of "
+                    "the grid"
+                )
         return self
 
     @property

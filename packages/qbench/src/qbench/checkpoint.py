@@ -57,14 +57,18 @@ class Checkpoints:
     def latest(self, on_note: Callable[[str], None]) -> State | None:
         """The newest checkpoint that is whole, None where there is none.
 
-        ``on_note`` is told of each that is damaged; it is removed.
+        ``on_note`` is told of each that is damaged, or of another format, and of what follows from
+        it; it is removed.
         """
-        for path in self._newest_first():
+        paths = self._newest_first()
+        for place, path in enumerate(paths, start=1):
+            has_another = place < len(paths)
+            follows = "going on from the one before it" if has_another else "beginning again"
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() != path.stem.partition("-")[2]:
-                on_note(f"the checkpoint {path} is damaged: going on from the one before it")
+                on_note(f"the checkpoint {path} is damaged: {follows}")
             elif (state := _read(content)).values.pop("format", None) != FORMAT:
-                on_note(f"the checkpoint {path} is of another version of qbench: beginning again")
+                on_note(f"the checkpoint {path} is of another version of qbench: {follows}")
             else:
                 return state
             path.unlink(missing_ok=True)

@@ -195,7 +195,14 @@ def run(
 
     folder = RunFolder(out, loaded, create=True)
 
-    from qbench.executor import Setting, check_data, check_device, plan, run_blocks
+    from qbench.executor import (
+        Setting,
+        check_compile,
+        check_data,
+        check_device,
+        plan,
+        run_blocks,
+    )
     from qbench.publish import Publisher, default_uri
     from qbench.report.files import report_of, write_report
     from qbench.report.terminal import print_report
@@ -206,10 +213,13 @@ def run(
     )
     check_device(device)
     check_data(cells, data)
+    if compiled:
+        check_compile(device)
     if quick and loaded.quick is None:
         console.print(f"{table} is quick as it is: --quick changes nothing.")
     reduced = quick and loaded.quick is not None
     trials = 0
+    there = sum(folder.has(cell, seed) for cell in cells for seed in range(number))
     started = time.perf_counter()
     publisher = Publisher(out, [default_uri(out), *([tracking_uri] if tracking_uri else [])])
     try:
@@ -233,7 +243,7 @@ def run(
     print_report(report, console)
     mlflow_ui = f"mlflow ui --backend-store-uri {shlex.quote(default_uri(out))}"
     console.print(
-        f"{trials} trials run in {trained:.0f} s, {len(cells) * number - trials} were there "
+        f"{trials} trials run in {trained:.0f} s, {there} were there "
         "already"
         + ("" if problem else f"; another {recorded:.0f} s until all were in MLflow")
         + f".\nReport: {page}\nMLflow: {mlflow_ui}  (then: Model training, {table}, Runs)",
@@ -292,7 +302,7 @@ def export(
 ) -> None:
     """Write a trial's weights to a folder that qzoo bundle and qzoo publish take.
 
-    The written file's accuracy is measured anew, and has to be what the trial recorded.
+    The written file's accuracy is measured anew, and has to be what a trial in float32 recorded.
     """
     from qbench import export as exporting
 
@@ -375,7 +385,7 @@ def _stopped(folder: "RunFolder", arguments: Sequence[str]) -> None:
     there = len(list(folder.path.glob("*/result.json")))
     typer.echo(
         f"\nqbench: stopped; {there} trials are recorded in {folder.path}. "
-        f"To go on: qbench {' '.join(arguments)}",
+        f"To go on: qbench {shlex.join(arguments)}",
         err=True,
     )
     raise typer.Exit(130)

@@ -4,7 +4,7 @@ import ctypes
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from qbench.data.root import check_files, data_root, downloadable
 from qbench.errors import UserError
 from qbench.expressivity import measure_networks
 from qbench.loop import Curve, Training
+from qbench.optimize import precision
 from qbench.probes import Findings, finish, make_probe
 from qbench.stack import side_by_side
 from qbench.table import Cell
@@ -55,6 +56,17 @@ class Setting:
     on_note: Callable[[str], None] = lambda text: None
 
 
+@dataclass(frozen=True)
+class _Start:
+    """The weights of another network that a trial starts from, where there is one.
+
+    ``lost`` where that one diverged: the trial then counts as diverged before its first step.
+    """
+
+    weights: dict[str, Tensor] | None = None
+    lost: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """One cell and the seeds that train together: the unit of execution, lock and checkpoint."""
@@ -78,12 +90,23 @@ class Block:
 
 
 def plan(folder: RunFolder, cells: Iterable[Cell], seeds: int) -> list[Block]:
-    """The blocks that lack results for some of the seeds 0 … ``seeds`` - 1 of these cells."""
-    blocks = []
+    """The blocks that lack results for some of the seeds 0 … ``seeds`` - 1 of these cells.
+
+    A network from whose weights others start comes before them, whether it is among the cells or
+    not.
+    """
+    wanted: dict[str, Cell] = {}
     for cell in cells:
-        missing = tuple(seed for seed in range(seeds) if not folder.has(cell, seed))
-        blocks += _blocks(cell, missing)
-    return blocks
+        if cell.after is not None and _missing(folder, cell, seeds):
+            wanted.setdefault(cell.after.key, cell.after)
+        wanted.setdefault(cell.key, cell)
+    return [
+        block for cell in wanted.values() for block in _blocks(cell, _missing(folder, cell, seeds))
+    ]
+
+
+def _missing(folder: RunFolder, cell: Cell, seeds: int) -> tuple[int, ...]:
+    return tuple(seed for seed in range(seeds) if not folder.has(cell, seed))
 
 
 def _blocks(cell: Cell, seeds: tuple[int, ...]) -> list[Block]:
@@ -152,6 +175,23 @@ def check_device(device: str) -> None:
         raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
 
 
+def check_compile(device: str) -> None:
+    """Raises ``UserError`` where ``torch.compile`` does not work on the device.
+
+    It is tried out, for what it needs depends on the device and on torch's version. That takes
+    seconds, and up to half a minute where torch has compiled nothing before.
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
+    except Exception as error:
+        # what torch wraps around the reason begins with the name of its backend
+        reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
+        raise UserError(
+            f"--compile: torch cannot compile here ({reason or type(error).__name__}); leave it "
+            "out, or install a C++ compiler"
+        ) from error
+
+
 def _run_missing(
     folder: RunFolder,
     block: Block,
@@ -191,7 +231,11 @@ def _run(
         checkpoints.remove()
     together = tuple(kept.values["seeds"]) if kept else seeds
     started = time.time()
-    training = _training(folder, cell, together, setting)
+    starts = [_start(folder, cell, seed, setting) for seed in together]
+    training = _training(cell, together, setting, starts)
+    for curve, start in zip(training.curves, starts, strict=True):
+        if start.lost:
+            curve.diverged_at = 0
     facts: dict[str, Any] = {"started": started, "interruptions": 0, "on": _on(setting)}
     if kept is not None:
         training.restore(kept)
@@ -228,7 +272,8 @@ def _run(
         samples_per_second=samples / training.seconds if samples else None,
         interruptions=facts["interruptions"],
     )
-    findings = finish(training)
+    with precision(cell.recipe.precision):
+        findings = finish(training)
     added: list[Result] = []
     failed: OSError | None = None
     for i, (seed, curve) in enumerate(zip(together, curves, strict=True)):
@@ -275,7 +320,12 @@ def _measure(
     return results
 
 
-def _training(folder: RunFolder, cell: Cell, seeds: tuple[int, ...], setting: Setting) -> Training:
+def _training(
+    cell: Cell,
+    seeds: tuple[int, ...],
+    setting: Setting,
+    starts: Sequence[_Start],
+) -> Training:
     """The block's model and data, at the start of training."""
     recipe = cell.recipe
     problem = load_problem(cell.dataset, recipe, seeds, setting.root).to(setting.device)
@@ -287,9 +337,9 @@ def _training(folder: RunFolder, cell: Cell, seeds: tuple[int, ...], setting: Se
             recipe.init_scale,
             seed,
             recipe.strategy,
-            _trained(folder, cell, seed, setting),
+            start.weights,
         )
-        for seed in seeds
+        for seed, start in zip(seeds, starts, strict=True)
     ]
     model = side_by_side(replicas).to(setting.device)
     if setting.device == "cuda" and cell.model.kind == "zoo":
@@ -305,23 +355,18 @@ def _training(folder: RunFolder, cell: Cell, seeds: tuple[int, ...], setting: Se
     )
 
 
-def _trained(
-    folder: RunFolder, cell: Cell, seed: int, setting: Setting
-) -> dict[str, Tensor] | None:
-    """The weights that this trial starts from, trained first where they are not there yet."""
+def _start(folder: RunFolder, cell: Cell, seed: int, setting: Setting) -> _Start:
+    """What this trial starts from, trained first where that is not there yet."""
     before = cell.after
     if before is None:
-        return None
+        return _Start()
     block = Block(before, (seed,))
     with folder.lock(block.name):
         _run_missing(folder, block, setting, lambda block, share: None)
     (result,) = (found for found in folder.results([before]) if found.seed == seed)
     if result.status == "diverged":
-        raise UserError(
-            f"{cell} starts from {before.model.full_name}, which diverged with seed {seed}: "
-            "choose another learning rate"
-        )
-    return safetensors.torch.load(folder.read_file(result, WEIGHTS))
+        return _Start(lost=True)
+    return _Start(safetensors.torch.load(folder.read_file(result, WEIGHTS)))
 
 
 def _reset_memory(device: str) -> None:

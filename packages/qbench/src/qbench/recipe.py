@@ -13,9 +13,10 @@ Factors = float | tuple[float, float]
 class Strategy(Frozen):
     """How the quadratic parameters are held near the linear network: ReLinear, in its terms.
 
-    Without it they train as all others. ``start`` is where they begin: at the linear
-    ``reference``, or ``conventional``, drawn as PyTorch draws every layer. ``vary`` names one
-    factor of one branch, which is ``value``; the other branch then stays linear.
+    Without it they train as all others. ``start`` is where they begin: at the linear ``reference``,
+    or ``conventional``, where those that are 0 there, of g and b in the paper's neuron, are drawn
+    as PyTorch draws a layer; all else, r among it, is as the network draws it in both. ``vary``
+    names one factor of one branch, which is ``value``; the other branch then stays linear.
 
     >>> Strategy(lr_g=1e-5, lr_b=1e-5).relinear
     {'lr_g': 1e-05, 'lr_b': 1e-05}
