@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qbench.block import keep_freed_memory
 from qbench.build import build_model
 from qbench.data import Problem, load_problem
-from qbench.executor import keep_freed_memory
 from qbench.loop import Training
 from qbench.recipe import Recipe
 from qbench.stack import side_by_side

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from qbench.block import keep_freed_memory
 from qbench.build import build_model
 from qbench.data import load_problem
-from qbench.executor import keep_freed_memory
 from qbench.loop import Training
 from qbench.stack import side_by_side
 from qbench.table import Cell, load_table

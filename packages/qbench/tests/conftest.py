@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from qbench.executor import plan, run_blocks
+from qbench.block import plan
+from qbench.executors import run_blocks
 from qbench.report.numbers import Report, build_report
 from qbench.table import load_table
 from qbench.trial import Result, RunFolder

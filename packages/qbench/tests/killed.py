@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
+from qbench.block import Block, Setting, plan
 from qbench.checkpoint import Checkpoints
-from qbench.executor import Block, Setting, plan, run_blocks
+from qbench.executors import run_blocks
 from qbench.table import Table, parse_table
 from qbench.trial import Result, RunFolder
 

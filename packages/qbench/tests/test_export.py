@@ -9,9 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from qbench.block import plan
 from qbench.data.image_folder import write_image_folder
 from qbench.errors import UserError
-from qbench.executor import plan, run_blocks
+from qbench.executors import run_blocks
 from qbench.export import described, export, exportable, find_trial
 from qbench.table import load_table
 from qbench.trial import RunFolder

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from qbench.executor import plan, run_blocks
+from qbench.block import plan
+from qbench.executors import run_blocks
 from qbench.publish import Publisher, default_uri, publish
 from qbench.table import load_table
 from qbench.trial import Result, RunFolder

@@ -10,10 +10,11 @@ import torch
 
 from qbench import checkpoint
 from qbench.architecture import ModelSpec
+from qbench.block import Block, Setting, plan
 from qbench.build import build_model
 from qbench.checkpoint import Checkpoints, State
 from qbench.data import load_problem
-from qbench.executor import Block, Setting, plan, run_blocks
+from qbench.executors import run_blocks
 from qbench.loop import Training
 from qbench.recipe import Recipe
 from qbench.stack import side_by_side

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from qbench.executor import plan, run_blocks
+from qbench.block import plan
+from qbench.executors import run_blocks
 from qbench.report.files import report_of
 from qbench.report.terminal import print_report
 from qbench.table import load_table

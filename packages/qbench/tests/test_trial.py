@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from qbench.block import plan
 from qbench.errors import UserError
-from qbench.executor import plan, run_blocks
+from qbench.executors import run_blocks
 from qbench.table import load_table
 from qbench.trial import RunFolder, commit, read_result, write_whole
 

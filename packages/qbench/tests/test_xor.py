@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from qbench.executor import plan, run_blocks
+from qbench.block import plan
+from qbench.executors import run_blocks
 from qbench.table import load_table
 from qbench.trial import RunFolder
 

@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from qbench.trial import write_whole
+from qbench.trial import clear_parts, write_whole
 
 KEPT = 2
 FORMAT = 1
@@ -76,8 +76,9 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Remove them all, once the results are written."""
-        for path in [*self._newest_first(), *self.folder.glob(".*.part")]:
+        for path in self._newest_first():
             path.unlink(missing_ok=True)
+        clear_parts(self.folder)
         if self.folder.exists():
             self.folder.rmdir()
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,7 +26,7 @@ from qbench.table import Table, load_table, table_names
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from qbench.executor import Block
+    from qbench.block import Block
     from qbench.trial import RunFolder
 
 # torch, scikit-learn and matplotlib are imported by the commands that need them: `list` answers at
@@ -176,6 +177,12 @@ def run(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Train through torch.compile.")
     ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Blocks at once, each in a process with its share of threads and GPUs."
+        ),
+    ] = None,
     data: Data = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A reduced run, marked as such everywhere.")
@@ -195,14 +202,9 @@ def run(
 
     folder = RunFolder(out, loaded, create=True)
 
-    from qbench.executor import (
-        Setting,
-        check_compile,
-        check_data,
-        check_device,
-        plan,
-        run_blocks,
-    )
+    from qbench.block import Setting, plan
+    from qbench.executors import run_blocks, run_on_processes
+    from qbench.machine import check_compile, check_data, check_device
     from qbench.publish import Publisher, default_uri
     from qbench.report.files import report_of, write_report
     from qbench.report.terminal import print_report
@@ -219,6 +221,7 @@ def run(
         console.print(f"{table} is quick as it is: --quick changes nothing.")
     reduced = quick and loaded.quick is not None
     trials = 0
+    failed: list[str] = []
     there = sum(folder.has(cell, seed) for cell in cells for seed in range(number))
     started = time.perf_counter()
     publisher = Publisher(out, [default_uri(out), *([tracking_uri] if tracking_uri else [])])
@@ -227,7 +230,14 @@ def run(
             publisher.send(folder.result_path(result.key))
         blocks = plan(folder, cells, number)
         with _progress(blocks, console) as on_progress:
-            for _, results in run_blocks(folder, blocks, setting, on_progress):
+            run_all = run_blocks if jobs is None else partial(run_on_processes, jobs=jobs)
+            for _, results in run_all(
+                folder,
+                blocks,
+                setting=setting,
+                on_progress=on_progress,
+                on_failure=lambda block, reason: failed.append(f"{block.cell}: {reason}"),
+            ):
                 trials += len(results)
                 for result in results:
                     publisher.send(folder.result_path(result.key))
@@ -250,12 +260,21 @@ def run(
         highlight=False,
         soft_wrap=True,
     )
+    if failed:
+        typer.echo(
+            f"qbench: {len(failed)} of {len(blocks)} blocks failed: {'; '.join(failed[:5])}"
+            f"{'; …' if len(failed) > 5 else ''}. qbench status {table} says more; the same "
+            "command tries them again.",
+            err=True,
+        )
     if problem:
         typer.echo(
             f"qbench: not all is recorded in MLflow ({problem}); the results are safe in "
             f"{folder.path}, and the next run records them.",
             err=True,
         )
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: qbench report uci --json")

@@ -150,6 +150,10 @@ class RunFolder:
         """The folder of the checkpoints of the block of that name."""
         return self.path / ".checkpoints" / name
 
+    def activity_path(self, name: str) -> Path:
+        """Where it stands what is happening to the block of that name."""
+        return self.path / ".activity" / f"{name}.json"
+
     def trial_path(self, key: str) -> Path:
         """The folder of the trial ``key``."""
         return self.path / key
@@ -167,8 +171,7 @@ class RunFolder:
         the record itself with the SHA-256 of each file."""
         folder = self.trial_path(result.key)
         folder.mkdir(parents=True, exist_ok=True)
-        for part in folder.glob(".*.part"):  # of a process that was killed while it wrote
-            part.unlink(missing_ok=True)
+        clear_parts(folder)
         for name, content in (files or {}).items():
             write_whole(folder / name, content)
         digests = {k: hashlib.sha256(content).hexdigest() for k, content in (files or {}).items()}
@@ -236,6 +239,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def clear_parts(folder: Path, name: str = "*") -> None:
+    """Remove what a process left that was killed while it wrote the file ``name``, or any.
+
+    Whoever calls it is the only one that writes them.
+    """
+    for part in folder.glob(f".{name}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 @lru_cache

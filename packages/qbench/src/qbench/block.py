@@ -1,25 +1,23 @@
-"""Blocks, run here one after another: a block is one cell with its seeds, or with one of them."""
+"""A block, one cell with its seeds or with one of them: planned, trained and written."""
 
 import ctypes
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from filelock import Timeout
 from torch import Tensor
 
+from qbench.activity import recorded
 from qbench.build import build_model
 from qbench.checkpoint import Checkpoints
 from qbench.cost import Rates, cell_cost, multiply_adds, stacks
 from qbench.data import load_problem
-from qbench.data.root import check_files, data_root, downloadable
-from qbench.errors import UserError
 from qbench.expressivity import measure_networks
 from qbench.loop import Curve, Training
 from qbench.optimize import precision
@@ -115,34 +113,30 @@ def _blocks(cell: Cell, seeds: tuple[int, ...]) -> list[Block]:
     return [Block(cell, (seed,)) for seed in seeds]
 
 
-def run_blocks(
+def run_block(
     folder: RunFolder,
-    blocks: Iterable[Block],
-    setting: Setting | None = None,
-    on_progress: Callable[[Block, float], None] = lambda block, fraction: None,
-) -> Iterator[tuple[Block, list[Result]]]:
-    """Run blocks and write their results; yields each block with the results that it added.
+    block: Block,
+    setting: Setting,
+    on_progress: Callable[[float], None] = lambda fraction: None,
+    *,
+    wait: bool = False,
+) -> list[Result]:
+    """Train what a block lacks and write its results, under its lock; returns what was added.
 
-    A block that another process is running is left for later and then waited for. ``on_progress``
-    is called with the fraction of a block that is done.
+    ``on_progress`` is called with the fraction of the block that is done. Raises
+    ``filelock.Timeout`` where another process is running it, unless ``wait``.
     """
-    setting = setting or Setting()
-    keep_freed_memory()
-    busy: list[Block] = []
-    for block in blocks:
-        try:
-            with folder.lock(block.name).acquire(timeout=0):
-                results = _run_missing(folder, block, setting, on_progress)
-        except Timeout:
-            busy.append(block)
-            continue
-        on_progress(block, 1.0)
-        yield block, results
-    for block in busy:
-        with folder.lock(block.name):
-            results = _run_missing(folder, block, setting, on_progress)
-        on_progress(block, 1.0)
-        yield block, results
+    cell = block.cell
+    with (
+        folder.lock(block.name).acquire(timeout=-1 if wait else 0),
+        recorded(folder, block.name, cell.axes, block.seeds, reduced=cell.reduced) as record,
+    ):
+
+        def progress(fraction: float) -> None:
+            record.at(fraction)
+            on_progress(fraction)
+
+        return _run_missing(folder, block, setting, progress)
 
 
 def keep_freed_memory() -> None:
@@ -161,42 +155,11 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**30)
 
 
-def check_data(cells: Iterable[Cell], root: Path | None) -> None:
-    """Raises ``UserError`` for image data that the cells need and that is not whole."""
-    needed = {cell.dataset for cell in cells}
-    for name in downloadable():
-        if name in needed:
-            check_files(name, data_root(root))
-
-
-def check_device(device: str) -> None:
-    """Raises ``UserError`` for a device that this machine does not have."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
-
-
-def check_compile(device: str) -> None:
-    """Raises ``UserError`` where ``torch.compile`` does not work on the device.
-
-    It is tried out, for what it needs depends on the device and on torch's version. That takes
-    seconds, and up to half a minute where torch has compiled nothing before.
-    """
-    try:
-        torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
-    except Exception as error:
-        # what torch wraps around the reason begins with the name of its backend
-        reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
-        raise UserError(
-            f"--compile: torch cannot compile here ({reason or type(error).__name__}); leave it "
-            "out, or install a C++ compiler"
-        ) from error
-
-
 def _run_missing(
     folder: RunFolder,
     block: Block,
     setting: Setting,
-    on_progress: Callable[[Block, float], None],
+    on_progress: Callable[[float], None],
 ) -> list[Result]:
     """What the block lacks; its lock is held."""
     added: list[Result] = []
@@ -207,7 +170,7 @@ def _run_missing(
             # those of a process that was killed after its last result
             Checkpoints(folder.checkpoint_path(block.name)).remove()
             return added
-        added += _run(folder, block, seeds, setting, lambda share: on_progress(block, share))
+        added += _run(folder, block, seeds, setting, on_progress)
 
 
 def _run(
@@ -361,8 +324,7 @@ def _start(folder: RunFolder, cell: Cell, seed: int, setting: Setting) -> _Start
     if before is None:
         return _Start()
     block = Block(before, (seed,))
-    with folder.lock(block.name):
-        _run_missing(folder, block, setting, lambda block, share: None)
+    run_block(folder, block, setting, wait=True)
     (result,) = (found for found in folder.results([before]) if found.seed == seed)
     if result.status == "diverged":
         return _Start(lost=True)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from qbench.block import Block, plan
 from qbench.errors import UserError
-from qbench.executor import Block, check_device, plan, run_blocks
+from qbench.executors import run_blocks
+from qbench.machine import check_device
 from qbench.table import Cell, load_table
 from qbench.trial import Result, RunFolder
 

@@ -1,0 +1,135 @@
+"""What is happening to blocks: a file for each that is being run, was interrupted, or failed."""
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from filelock import Timeout
+from pydantic import ValidationError
+
+from qbench.frozen import Frozen, Scalar
+from qbench.trial import RunFolder, clear_parts, write_whole
+
+_EVERY = 5.0
+"""Seconds between two records of how far a block has come."""
+
+
+class Activity(Frozen):
+    """A block that has begun and not ended well.
+
+    ``fraction`` of it was done at ``updated``; times are in seconds since 1970. ``reason`` and
+    ``traceback`` are those of one that failed.
+    """
+
+    block: str
+    axes: dict[str, Scalar]
+    seeds: tuple[int, ...]
+    reduced: bool
+    state: Literal["running", "failed"]
+    host: str
+    pid: int
+    started: float
+    updated: float
+    fraction: float = 0.0
+    reason: str = ""
+    traceback: str = ""
+
+
+class Recorder:
+    """Writes one block's file while the block runs; the last sight of it where it does not end.
+
+    The file is a courtesy: where it cannot be written, training goes on without.
+    """
+
+    def __init__(self, path: Path, activity: Activity) -> None:
+        self._path, self._activity = path, activity
+        self._write()
+
+    def at(self, fraction: float) -> None:
+        """Record how far the block has come, now and then."""
+        if time.time() - self._activity.updated >= _EVERY:
+            self._change(fraction=fraction)
+
+    def failed(self, error: BaseException) -> None:
+        """Record why the block failed."""
+        self._change(
+            state="failed",
+            reason=reason_of(error),
+            traceback="".join(traceback.format_exception(error)),
+        )
+
+    def _change(self, **changes: object) -> None:
+        self._activity = self._activity.model_copy(update={**changes, "updated": time.time()})
+        self._write()
+
+    def _write(self) -> None:
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, self._activity.model_dump_json() + "\n")
+
+
+@contextmanager
+def recorded(
+    folder: RunFolder, block: str, axes: dict[str, Scalar], seeds: tuple[int, ...], *, reduced: bool
+) -> Iterator[Recorder]:
+    """Keep the file of a block whose lock is held: removed at a good end, with the reason at a bad
+    one, and left as it was by a kill or an interruption."""
+    path = folder.activity_path(block)
+    clear_parts(path.parent, path.name)
+    now = time.time()
+    recorder = Recorder(
+        path,
+        Activity(
+            block=block,
+            axes=axes,
+            seeds=seeds,
+            reduced=reduced,
+            state="running",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=now,
+            updated=now,
+        ),
+    )
+    try:
+        yield recorder
+    except Exception as error:
+        recorder.failed(error)
+        raise
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in a line.
+
+    >>> reason_of(ValueError("too large\\nby far"))
+    'ValueError: too large'
+    """
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def activities(folder: RunFolder) -> list[tuple[Activity, bool]]:
+    """The blocks with a file, and whether a process holds the lock of each now."""
+    found = []
+    for path in sorted(folder.activity_path("x").parent.glob("*.json")):
+        try:
+            activity = Activity.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            continue  # it has just ended, or is no file of ours
+        found.append((activity, _is_held(folder, activity.block)))
+    return found
+
+
+def _is_held(folder: RunFolder, block: str) -> bool:
+    try:
+        with folder.lock(block).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
