@@ -84,7 +84,7 @@ def timm(session: nox.Session) -> None:
 @nox.session
 def qbench(session: nox.Session) -> None:
     """quadnets-bench on both: real MLflow, real files, a real browser."""
-    check_package(session, "qbench", "hypothesis", "playwright")
+    check_package(session, "qbench", "hypothesis", "playwright", "ray")
 
 
 @nox.session(default=False)

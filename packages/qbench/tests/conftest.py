@@ -1,6 +1,15 @@
-"""What several test files share: a table that was really run."""
+"""What several test files share: a table that was really run, a server that can be killed."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
 
 import pytest
 
@@ -38,3 +47,66 @@ def run_table(
         return build_report(table, cells, results), results
 
     return run
+
+
+class MlflowServer:
+    """A server on a free port of this machine, with its store in ``home``.
+
+    Killed and started again it has the same address and the same store.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self.store = f"sqlite:///{home / 'server.db'}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "MlflowServer":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command += ["--port", str(self._port), "--workers", "1"]
+        command += ["--backend-store-uri", self.store, "--default-artifact-root", str(self._home)]
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=2)  # noqa: S310 - our own
+                return
+            except OSError:
+                assert self._process.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        """End it and all that it started at once, as a power cut does."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(timeout=30)
+            self._process = None
+
+
+@pytest.fixture(scope="session")
+def mlflow_server() -> type[MlflowServer]:
+    """A server in a folder: ``with mlflow_server(home) as server``."""
+    return MlflowServer

@@ -2,12 +2,9 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,35 +151,9 @@ def test_the_publisher_says_what_it_could_not_record_and_records_the_rest(
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server on a free port; it ends with its whole process group."""
-    home = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--backend-store-uri"]
-    command += [f"sqlite:///{home / 'server.db'}", "--default-artifact-root", str(home)]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    uri = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{uri}/health", timeout=2)  # noqa: S310 - our own server
-            break
-        except OSError:
-            assert process.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.2)
-    yield uri
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=30)
+def server(tmp_path_factory: pytest.TempPathFactory, mlflow_server: Any) -> Iterator[str]:
+    with mlflow_server(tmp_path_factory.mktemp("server")) as started:
+        yield started.uri
 
 
 def test_a_run_is_recorded_on_a_server_as_well(tmp_path: Path, server: str) -> None:

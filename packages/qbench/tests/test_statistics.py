@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from qbench.report.statistics import compare_paired, holm, summarize
+from qbench.report.statistics import compare_close, compare_paired, holm, summarize
 
 numbers = st.floats(-100, 100).map(lambda x: round(x, 3))
 
@@ -45,6 +45,26 @@ def test_a_comparison_is_the_paired_t_test(pairs: list[tuple[float, float]]) -> 
     if np.ptp(differences) > 1e-6:
         expected = stats.ttest_rel(list(first.values()), list(second.values())).pvalue
         assert comparison.p_value == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=3, max_size=12), st.floats(0.1, 50))
+def test_nearness_is_tested_by_two_one_sided_t_tests(
+    pairs: list[tuple[float, float]], within: float
+) -> None:
+    first, second = ({i: pair[k] for i, pair in enumerate(pairs)} for k in (0, 1))
+    differences = np.array([a - b for a, b in pairs])
+    if np.ptp(differences) <= 1e-6:
+        return
+    comparison = compare_close(first, second, within)
+    assert comparison is not None
+    assert comparison.difference == pytest.approx(differences.mean())
+    above = stats.ttest_1samp(differences, -within, alternative="greater").pvalue
+    below = stats.ttest_1samp(differences, within, alternative="less").pvalue
+    if abs(differences.mean()) <= within:
+        assert comparison.p_value == pytest.approx(max(above, below))
+    else:  # that it is so close is what is rejected
+        edges = (stats.ttest_1samp(differences, edge).pvalue for edge in (-within, within))
+        assert comparison.p_value == pytest.approx(max(edges))
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:

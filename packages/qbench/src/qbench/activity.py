@@ -80,7 +80,8 @@ def recorded(
     """Keep the file of a block whose lock is held: removed at a good end, with the reason at a bad
     one, and left as it was by a kill or an interruption."""
     path = folder.activity_path(block)
-    clear_parts(path.parent, path.name)
+    with suppress(OSError):
+        clear_parts(path.parent, path.name)
     now = time.time()
     recorder = Recorder(
         path,
@@ -117,19 +118,26 @@ def reason_of(error: BaseException) -> str:
 
 def activities(folder: RunFolder) -> list[tuple[Activity, bool]]:
     """The blocks with a file, and whether a process holds the lock of each now."""
-    found = []
-    for path in sorted(folder.activity_path("x").parent.glob("*.json")):
-        try:
-            activity = Activity.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError):
-            continue  # it has just ended, or is no file of ours
-        found.append((activity, _is_held(folder, activity.block)))
-    return found
+    paths = sorted(folder.activity_path("x").parent.glob("*.json"))
+    seen = (_seen(folder, path) for path in paths)
+    return [(activity, is_held) for activity, is_held in seen if activity is not None]
 
 
-def _is_held(folder: RunFolder, block: str) -> bool:
+def _seen(folder: RunFolder, path: Path) -> tuple[Activity | None, bool]:
+    """What a file says, and whether a process holds its block's lock."""
     try:
-        with folder.lock(block).acquire(timeout=0):
-            return False
+        with folder.lock(path.stem).acquire(timeout=0):
+            return _read(path), False  # under the lock: nobody ends or begins the block meanwhile
     except Timeout:
-        return True
+        return _read(path), True
+    except OSError:  # a folder of somebody else, whose locks cannot be tried: the file is believed
+        activity = _read(path)
+        return activity, activity is not None and activity.state == "running"
+
+
+def _read(path: Path) -> Activity | None:
+    """What a file says; None for one that has just been removed, or is none of ours."""
+    try:
+        return Activity.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None

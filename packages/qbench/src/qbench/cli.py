@@ -1,4 +1,4 @@
-"""The command line: ``qbench list | run | report | data | export``.
+"""The command line: ``qbench list | run | status | report | sync | data | export | doctor``.
 
 Every command calls the library and prints.
 """
@@ -19,8 +19,11 @@ from rich.table import Table as Grid
 
 from qbench import __version__
 from qbench.commands_data import Data, data_app
+from qbench.commands_doctor import doctor
+from qbench.commands_records import Out, status, sync
 from qbench.errors import UserError
 from qbench.frozen import Scalar
+from qbench.report.wording import format_duration
 from qbench.table import Table, load_table, table_names
 
 if TYPE_CHECKING:
@@ -38,6 +41,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command(epilog="Example: qbench status uci --watch")(status)
+app.command(epilog="Example: qbench sync --to http://localhost:5000")(sync)
+app.command(epilog="Example: qbench doctor --data ~/data")(doctor)
 
 
 def _complete_table(incomplete: str) -> list[str]:
@@ -47,7 +53,6 @@ def _complete_table(incomplete: str) -> list[str]:
 TableName = Annotated[
     str, typer.Argument(help="A table's name; see qbench list.", autocompletion=_complete_table)
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -109,7 +114,7 @@ def list_tables(
         open_choices = f"\n[dim]open: {', '.join(table.unstated)}[/dim]" if table.unstated else ""
         what = f"{table.title}\n[dim]{table.paper}: {table.shows}[/dim]{open_choices}"
         cost = costs[table.id]
-        hours = [_duration(cost.hours(machine)) for machine in (rates, A100)]
+        hours = [format_duration(3600 * cost.hours(machine)) for machine in (rates, A100)]
         grid.add_row(table.id, what, str(trials), f"{cost.multiply_adds:.0e}", *hours)
         grid.add_section()
     Console().print(grid)
@@ -118,21 +123,6 @@ def list_tables(
         "calibration of seconds; on\none A100, from its data sheet, float32 at "
         f"{A100_UTILISATION:.0%} of its peak. --quick runs any table in minutes."
     )
-
-
-def _duration(hours: float) -> str:
-    """Hours as a person says them.
-
-    >>> _duration(0.0), _duration(0.0004), _duration(0.4), _duration(7.25), _duration(1000.0)
-    ('–', '1 s', '24 min', '7 h', '42 d')
-    """
-    if not hours:
-        return "–"
-    if hours < 1 / 60:
-        return f"{max(1, round(3600 * hours))} s"
-    if hours < 1:
-        return f"{round(60 * hours)} min"
-    return f"{round(hours)} h" if hours < 48 else f"{round(hours / 24)} d"
 
 
 def _described(table: Table) -> dict[str, object]:
@@ -183,12 +173,22 @@ def run(
             min=1, help="Blocks at once, each in a process with its share of threads and GPUs."
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local", help="A Ray cluster to run blocks on: host:port, auto, local."
+        ),
+    ] = None,
     data: Data = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A reduced run, marked as such everywhere.")
     ] = False,
 ) -> None:
     """Run what is missing of a table, record it in MLflow, and report."""
+    if ray is not None and jobs is not None:
+        raise UserError(
+            f"--jobs {jobs} is for processes of this machine, --ray {ray} for a cluster: give one"
+        )
     loaded = load_table(table)
     chosen = [*(axis or []), *([f"precision={precision}"] if precision else [])]
     cells = list(
@@ -203,7 +203,7 @@ def run(
     folder = RunFolder(out, loaded, create=True)
 
     from qbench.block import Setting, plan
-    from qbench.executors import run_blocks, run_on_processes
+    from qbench.executors import run_blocks, run_on_processes, run_on_ray
     from qbench.machine import check_compile, check_data, check_device
     from qbench.publish import Publisher, default_uri
     from qbench.report.files import report_of, write_report
@@ -213,9 +213,11 @@ def run(
     setting = Setting(
         device, data, compiled, on_note=lambda note: console.print(note, style="yellow")
     )
-    check_device(device)
+    is_here = ray in (None, "local")  # else it is for the nodes to have a device
+    if is_here:
+        check_device(device)
     check_data(cells, data)
-    if compiled:
+    if compiled and is_here:
         check_compile(device)
     if quick and loaded.quick is None:
         console.print(f"{table} is quick as it is: --quick changes nothing.")
@@ -231,6 +233,8 @@ def run(
         blocks = plan(folder, cells, number)
         with _progress(blocks, console) as on_progress:
             run_all = run_blocks if jobs is None else partial(run_on_processes, jobs=jobs)
+            if ray is not None:
+                run_all = partial(run_on_ray, address=ray)
             for _, results in run_all(
                 folder,
                 blocks,
@@ -298,9 +302,10 @@ def report(
     if as_json:
         typer.echo(json.dumps(to_json(made), indent=1, ensure_ascii=False, allow_nan=False))
         return
-    page = write_report(made, results, folder)
     console = Console()
     print_report(made, console)
+    with console.status("drawing the figures"):
+        page = write_report(made, results, folder)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
 
 

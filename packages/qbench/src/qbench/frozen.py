@@ -19,9 +19,10 @@ class Frozen(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            allowed = [field.alias or name for name, field in cls.model_fields.items()]
+        fields = cls.model_fields
+        if isinstance(data, Mapping) and not data.keys() <= fields.keys():
+            allowed = [field.alias or name for name, field in fields.items()]
             for key in data:
-                if key not in allowed and key not in cls.model_fields:
+                if key not in allowed and key not in fields:
                     raise ValueError(str(unknown("key", str(key), allowed)))
         return data

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from qbench.errors import UserError
 from qbench.table import Table, load_table
 from qbench.trial import Result, read_result
 
@@ -53,20 +54,35 @@ def publish(results: Iterable[Result], uri: str, out: Path) -> int:
     wanted = list(results)
     if not wanted:
         return 0
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    with FileLock(out / f".publish-{name}.lock"):
+        client = _client(uri)
+        added = 0
+        for table_id in dict.fromkeys(result.table for result in wanted):
+            replica = _Replica(client, load_table(table_id))
+            added += sum(replica.add(r) for r in wanted if r.table == table_id)
+        return added
+
+
+def reach(uri: str) -> int:
+    """The number of experiments in a tracking store, which says that it answers.
+
+    Raises ``UserError`` with the reason where it does not.
+    """
+    try:
+        return len(_client(uri).search_experiments())
+    except Exception as error:  # whatever MLflow and what it talks through may raise
+        raise UserError(f"{uri}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _client(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # an absent server is reported within seconds rather than minutes; the next publish catches up
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow import MlflowClient
 
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    with FileLock(out / f".publish-{name}.lock"):
-        client = MlflowClient(tracking_uri=uri)
-        added = 0
-        for table_id in dict.fromkeys(result.table for result in wanted):
-            replica = _Replica(client, load_table(table_id))
-            added += sum(replica.add(r) for r in wanted if r.table == table_id)
-        return added
+    return MlflowClient(tracking_uri=uri)
 
 
 class _Replica:

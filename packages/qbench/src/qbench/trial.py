@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +93,11 @@ class Result(Frozen):
     weights: str
     files: dict[str, str] = Field(default={})
     environment: Environment
+
+    @cached_property
+    def cell_key(self) -> str:
+        """The identity of its cell: of no cell of another version of the table."""
+        return identity(self.table, self.version, self.resolved)
 
     @property
     def recipe(self) -> Recipe:
@@ -195,17 +200,28 @@ class RunFolder:
 
     def results(self, cells: Iterable[Cell]) -> Iterator[Result]:
         """The recorded results of these cells, all seeds, in the order of the cells and seeds."""
-        order = {cell.key: index for index, cell in enumerate(cells)}
+        yield from in_order(self.recorded(), cells)
+
+    def recorded(self) -> list[Result]:
+        """All results of this version of the table, in no order."""
         found = []
         for path in self.path.glob("*/result.json"):
-            if _is_of_another_version(path, self.table):
-                continue
-            result = read_result(path)
-            cell_key = identity(result.table, result.version, result.resolved)
-            if cell_key in order:
-                found.append((order[cell_key], result.seed, result))
-        for _, _, result in sorted(found, key=lambda item: item[:2]):
-            yield result
+            try:
+                result = read_result(path)
+            except UserError:
+                if not _is_of_another_version(path, self.table):
+                    raise
+            else:
+                if result.version == self.table.version:
+                    found.append(result)
+        return found
+
+
+def in_order(results: Iterable[Result], cells: Iterable[Cell]) -> list[Result]:
+    """The results of these cells, in the order of the cells and seeds."""
+    order = {cell.key: index for index, cell in enumerate(cells)}
+    known = [result for result in results if result.cell_key in order]
+    return sorted(known, key=lambda result: (order[result.cell_key], result.seed))
 
 
 def read_result(path: Path) -> Result:

@@ -33,6 +33,14 @@ class Evidence:
         return [result for result in self.every_result if first <= result.axes.items()]
 
     @cached_property
+    def _by_place(self) -> dict[tuple[str, str], list[Result]]:
+        found: dict[tuple[str, str], list[Result]] = {}
+        for result in self.results:
+            place = (self.report.panel_of(result), str(result.axes["model"]))
+            found.setdefault(place, []).append(result)
+        return found
+
+    @cached_property
     def cells(self) -> list[CellReport]:
         """The cells under the same choices."""
         first = self.report.combinations[0]
@@ -62,11 +70,7 @@ class Evidence:
 
     def of(self, panel: str, model: str) -> list[Result]:
         """The results of a model in a panel, by seed."""
-        return [
-            result
-            for result in self.results
-            if (self.report.panel_of(result), result.axes["model"]) == (panel, model)
-        ]
+        return self._by_place.get((panel, model), [])
 
     def arrays(self, result: Result) -> dict[str, Array]:
         """What a trial left for figures to draw; empty where it left nothing, as a diverged one.

@@ -6,7 +6,7 @@ from pathlib import Path
 from qbench.errors import UserError
 from qbench.report.numbers import Report, build_report, to_json
 from qbench.table import Cell, Table
-from qbench.trial import Result, RunFolder, write_whole
+from qbench.trial import Result, RunFolder, in_order, write_whole
 
 
 def collect(folder: RunFolder, *, reduced: bool) -> tuple[list[Cell], list[Result]]:
@@ -14,10 +14,17 @@ def collect(folder: RunFolder, *, reduced: bool) -> tuple[list[Cell], list[Resul
 
     The combination of all defaults comes first; it counts even without results.
     """
-    table = folder.table
-    every = {name: choice.values for name, choice in table.unstated.items()}
-    cells = list(table.cells(choices=every, reduced=reduced))
-    results = list(folder.results(cells))
+    table, recorded = folder.table, folder.recorded()
+    run = {
+        name: tuple(
+            value
+            for value in choice.values
+            if value == choice.default or any(r.axes.get(name) == value for r in recorded)
+        )
+        for name, choice in table.unstated.items()
+    }
+    cells = list(table.cells(choices=run, reduced=reduced))
+    results = in_order(recorded, cells)
     with_results = {_choices(table, result.axes) for result in results}
     with_results.add(tuple(table.defaults.values()))
     return [cell for cell in cells if _choices(table, cell.axes) in with_results], results

@@ -180,7 +180,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
     """
     by_cell: dict[str, list[Result]] = {cell.key: [] for cell in cells}
     for result in results:
-        by_cell[Cell(table, result.axes, result.reduced).key].append(result)
+        by_cell[result.cell_key].append(result)
     present = [(cell, by_cell[cell.key]) for cell in cells if by_cell[cell.key]]
     reduced = any(result.reduced for result in results)
     seeds = table.quick.seeds if reduced and table.quick else table.seeds

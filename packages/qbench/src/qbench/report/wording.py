@@ -101,3 +101,21 @@ def listed(names: Iterable[object]) -> str:
     """
     words = [str(name) for name in names]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> format_duration(0), format_duration(1.4), format_duration(1440), format_duration(26000)
+    ('–', '1 s', '24 min', '7 h')
+    >>> format_duration(3600000)
+    '42 d'
+    """
+    if not seconds:
+        return "–"
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 3600:
+        return f"{round(seconds / 60)} min"
+    hours = seconds / 3600
+    return f"{round(hours)} h" if hours < 48 else f"{round(hours / 24)} d"

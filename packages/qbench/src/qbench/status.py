@@ -1,0 +1,115 @@
+"""How far a table's run has come: what is there, what is being run, what failed, what is left."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qbench.activity import Activity, activities
+from qbench.errors import UserError
+from qbench.frozen import Frozen
+from qbench.table import Cell
+from qbench.trial import RunFolder
+
+
+class _Environment(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    seconds: float
+    block: tuple[int, ...]
+
+
+class _Head(BaseModel):
+    """What a status needs of a result: the rest is passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    status: Literal["finished", "diverged"]
+    environment: _Environment
+
+
+class Status(Frozen):
+    """A table's trials under the choices asked for, ``reduced`` or in full.
+
+    ``finished`` and ``diverged`` trials are recorded, ``expected`` counts all. ``running`` are
+    blocks that a process is at now, ``stopped`` those that one left and none has taken up since,
+    ``failed`` those that raised. ``left`` are the seconds that the rest takes at the pace of what
+    is recorded, over as many processes as there are now; None where nothing is recorded to go by.
+    """
+
+    table: str
+    reduced: bool
+    expected: int
+    finished: int
+    diverged: int
+    running: list[Activity]
+    stopped: list[Activity]
+    failed: list[Activity]
+    left: float | None
+
+    @property
+    def recorded(self) -> int:
+        """Trials with a result."""
+        return self.finished + self.diverged
+
+
+def status_of(folder: RunFolder, cells: Sequence[Cell], seeds: int) -> Status:
+    """The status of these cells with the seeds 0 … ``seeds`` - 1."""
+    counts = {"finished": 0, "diverged": 0}
+    seconds: dict[str, list[float]] = {cell.key: [] for cell in cells}
+    for cell in cells:
+        for seed in range(seeds):
+            path = folder.result_path(cell.trial_key(seed))
+            if path.exists():
+                head = _read(path)
+                counts[head.status] += 1
+                share = head.environment.seconds / max(1, len(head.environment.block))
+                seconds[cell.key].append(share)
+    found = [(a, held) for a, held in activities(folder) if a.reduced == cells[0].reduced]
+    running = [activity for activity, held in found if held]
+    return Status(
+        table=folder.table.id,
+        reduced=cells[0].reduced,
+        expected=len(cells) * seeds,
+        finished=counts["finished"],
+        diverged=counts["diverged"],
+        running=running,
+        stopped=[a for a, held in found if not held and a.state == "running"],
+        failed=[a for a, held in found if not held and a.state == "failed"],
+        left=_left(cells, seeds, seconds, running),
+    )
+
+
+def _read(path: Path) -> _Head:
+    try:
+        return _Head.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is not a result of this version of qbench "
+            f"({error.errors()[0]['msg']}): delete its folder and run again"
+        ) from error
+
+
+def _left(
+    cells: Sequence[Cell],
+    seeds: int,
+    seconds: Mapping[str, Sequence[float]],
+    running: Sequence[Activity],
+) -> float | None:
+    """A missing trial takes what others of its cell took, or else of its dataset, or of any."""
+    by_dataset: dict[str, list[float]] = {}
+    for cell in cells:
+        by_dataset.setdefault(cell.dataset, []).extend(seconds[cell.key])
+    every = [value for values in seconds.values() for value in values]
+    left = 0.0
+    for cell in cells:
+        missing = seeds - len(seconds[cell.key])
+        if missing:
+            known = seconds[cell.key] or by_dataset[cell.dataset] or every
+            if not known:
+                return None
+            left += missing * sum(known) / len(known)
+    begun = sum(activity.fraction * len(activity.seeds) for activity in running)
+    pace = sum(every) / len(every) if every else 0.0
+    return max(0.0, left - begun * pace) / max(1, len(running))

@@ -1,0 +1,156 @@
+"""How far a run has come, while it runs, after a kill and after a failure; and MLflow's copy."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qbench.block import plan
+from qbench.executors import run_blocks
+from qbench.status import Status, status_of
+from qbench.table import Table, load_table, parse_table
+from qbench.trial import RunFolder
+
+XOR = load_table("xor")
+UCI = load_table("uci")
+ONLY = {"dataset": ("iris",), "model": ("linear", "rank1")}
+
+
+def qbench(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "qbench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+
+
+def run(folder: RunFolder, table: Table, seeds: int, only: dict[str, tuple[str, ...]]) -> None:
+    for _ in run_blocks(folder, plan(folder, table.cells(only, reduced=True), seeds)):
+        pass
+
+
+def test_trials_that_are_missing_take_as_long_as_those_of_their_cell(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, UCI, create=True)
+    cells = list(UCI.cells(ONLY, reduced=True))
+    before = status_of(folder, cells, 3)
+    assert (before.recorded, before.expected, before.left) == (0, 6, None)
+    run(folder, UCI, 1, ONLY)
+    for key, seconds in zip((cell.trial_key(0) for cell in cells), (10.0, 40.0), strict=True):
+        path = folder.result_path(key)
+        known = json.loads(path.read_bytes())
+        known["environment"]["seconds"] = seconds
+        path.write_text(json.dumps(known))
+    found = status_of(folder, cells, 3)
+    assert (found.finished, found.diverged, found.expected) == (2, 0, 6)
+    assert found.left == pytest.approx(2 * 10.0 + 2 * 40.0)
+    others = list(UCI.cells({"dataset": ("iris", "wine"), "model": ("linear",)}, reduced=True))
+    # nothing of wine is there: it takes what iris takes
+    assert status_of(folder, others, 2).left == pytest.approx(10.0 + 2 * 10.0)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run of some seconds under way, its first block begun."""
+    command = [sys.executable, "-m", "qbench", "run", "digits", "--only", "model=resnet20"]
+    process = subprocess.Popen(
+        [*command, "--seeds", "1", "--out", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("digits/.activity/*.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def digits(out: Path) -> Status:
+    table = load_table("digits")
+    return status_of(RunFolder(out, table), list(table.cells()), table.seeds)
+
+
+def test_a_block_is_running_until_its_process_is_killed_and_then_stopped(
+    tmp_path: Path, slow: subprocess.Popen[str]
+) -> None:
+    (block,) = digits(tmp_path).running
+    assert block.pid == slow.pid
+    assert (block.axes["model"], block.seeds) == ("resnet20", (0,))
+    said = qbench("status", "digits", "--out", str(tmp_path))
+    assert said.returncode == 0
+    assert f"process {slow.pid} on " in said.stdout
+    os.kill(slow.pid, signal.SIGKILL)
+    slow.wait()
+    after = digits(tmp_path)
+    assert after.running == []
+    assert [stopped.pid for stopped in after.stopped] == [slow.pid]
+    said = qbench("status", "digits", "--out", str(tmp_path))
+    assert "it goes on with qbench run digits" in " ".join(said.stdout.split())
+
+
+def test_why_a_block_failed_is_said_and_its_traceback_kept(tmp_path: Path) -> None:
+    text = """
+    {id: digits, version: 99, title: T, paper: P, shows: S, main_metric: test_accuracy, seeds: 1,
+     recipe: {epochs: 1}, grid: {dataset: [digits32], model: {none: {kind: zoo, name: no_net}}}}
+    """
+    table = parse_table(text, "digits.yaml")
+    folder = RunFolder(tmp_path, table, create=True)
+    failed: list[str] = []
+    blocks = plan(folder, table.cells(), 1)
+    assert list(run_blocks(folder, blocks, on_failure=lambda b, why: failed.append(why))) == []
+    assert len(failed) == 1
+    assert "no_net" in failed[0]
+    (known,) = status_of(folder, list(table.cells()), 1).failed
+    assert known.reason == failed[0]
+    assert "Traceback (most recent call last)" in known.traceback
+    said = qbench("status", "digits", "--out", str(tmp_path))
+    assert "failed: digits digits32 none, seed 0:" in said.stdout
+    assert "its traceback is in" in said.stdout
+
+
+def test_all_tables_that_have_begun_are_listed_and_json_says_the_same(tmp_path: Path) -> None:
+    run(RunFolder(tmp_path, UCI, create=True), UCI, 1, ONLY)
+    run(RunFolder(tmp_path, XOR, create=True), XOR, 1, {})
+    shown = qbench("status", "--out", str(tmp_path)).stdout
+    rows = [[part.strip() for part in line.split("│")[1:3]] for line in shown.splitlines()[3:5]]
+    assert rows == [["uci --quick", "2 of 132"], ["xor", "1 of 1"]]
+    found = json.loads(qbench("status", "--out", str(tmp_path), "--json").stdout)
+    assert [(one["table"], one["reduced"], one["finished"]) for one in found] == [
+        ("uci", True, 2),
+        ("xor", False, 1),
+    ]
+    assert qbench("status", "--out", str(tmp_path / "none")).stdout.startswith(
+        "Nothing has been run in "
+    )
+
+
+def test_ten_thousand_trials_are_counted_and_reported_within_seconds(tmp_path: Path) -> None:
+    """Wall times of a busy machine are no measure: the processor's are."""
+    folder = RunFolder(tmp_path, UCI, create=True)
+    run(folder, UCI, 1, ONLY)
+    cells = list(UCI.cells())
+    source = folder.result_path(next(UCI.cells(ONLY, reduced=True)).trial_key(0))
+    known = json.loads(source.read_bytes())
+    for cell in cells:
+        facts = {"resolved": cell.resolved, "axes": cell.axes, "reduced": False}
+        for seed in range(230):
+            key = cell.trial_key(seed)
+            (folder.path / key).mkdir()
+            record = {**known, **facts, "key": key, "seed": seed}
+            folder.result_path(key).write_text(json.dumps(record))
+    for arguments in (["status", "uci", "--seeds", "230"], ["list"], ["report", "uci", "--json"]):
+        began = os.times()
+        said = qbench(*arguments, *([] if arguments == ["list"] else ["--out", str(tmp_path)]))
+        ended = os.times()
+        assert said.returncode == 0, said.stderr
+        assert "10120" in said.stdout or arguments == ["list"]
+        used = ended.children_user - began.children_user
+        assert used + ended.children_system - began.children_system < 3.0, arguments
+    shutil.rmtree(tmp_path)

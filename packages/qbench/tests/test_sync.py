@@ -1,0 +1,195 @@
+"""MLflow's copy of the results, through dead servers and killed syncs: all there, nothing twice."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qbench.block import plan
+from qbench.executors import run_blocks
+from qbench.publish import default_uri
+from qbench.table import load_table
+from qbench.trial import Result, RunFolder
+
+pytestmark = pytest.mark.filterwarnings("default")  # MLflow and what it imports warn as they like
+
+UCI = load_table("uci")
+SEEDS = 10
+POINTS = 26  # of each curve; the run folder has them all
+
+
+def run(out: Path, dataset: str) -> RunFolder:
+    """Thirty trials."""
+    only = {"dataset": (dataset,), "model": ("linear", "rank1", "rank2")}
+    made = RunFolder(out, UCI, create=True)
+    for _ in run_blocks(made, plan(made, UCI.cells(only, reduced=True), SEEDS)):
+        pass
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run(tmp_path_factory.mktemp("runs"), "iris")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, mlflow_server: Any) -> Iterator[Any]:
+    with mlflow_server(tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+def started(folder: RunFolder, uri: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "qbench", "sync", "--to", uri, "--out", str(folder.out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def synced(folder: RunFolder, uri: str) -> tuple[int, str, str]:
+    process = started(folder, uri)
+    said, errors = process.communicate(timeout=300)
+    return process.returncode, " ".join(said.split()), " ".join(errors.split())
+
+
+def assert_whole(store: str, results: list[Result]) -> None:
+    """Every trial is one complete run with every point of its curves that is sent, once."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name("uci")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    parents = [run for run in found if "quadnets.table_version" in run.data.tags]
+    trials: dict[str, Any] = {run.data.tags.get("quadnets.trial"): run for run in found}
+    assert len(parents) == 1
+    assert len(found) == len(trials)  # with the parent, which has no trial: none is there twice
+    for result in results:
+        run = trials[result.key]
+        assert run.data.tags["quadnets.complete"] == "true"
+        assert run.info.status == "FINISHED"
+        assert run.data.params["seed"] == str(result.seed)
+        for metric, values in result.history.items():
+            points = client.get_metric_history(run.info.run_id, metric)
+            every = zip(result.step, values, (int(1000 * at) for at in result.time), strict=True)
+            recorded = [(p.step, p.value, p.timestamp) for p in points]
+            assert set(recorded) <= set(every)
+            assert len(recorded) == len(set(recorded)) == min(len(values), POINTS)
+            assert max(recorded)[0] == result.step[-1]
+
+
+def test_any_number_of_syncs_record_everything_once(tmp_path: Path, folder: RunFolder) -> None:
+    uri = f"sqlite:///{tmp_path / 'copy.db'}"
+    status, said, errors = synced(folder, uri)
+    assert (status, said) == (0, f"30 trials were new to {uri}, 0 were there already."), errors
+    status, said, _ = synced(folder, uri)
+    assert (status, said) == (0, f"0 trials were new to {uri}, 30 were there already.")
+    assert_whole(uri, folder.recorded())
+
+
+def test_two_syncs_at_once_and_killed_ones_leave_nothing_twice(
+    folder: RunFolder, server: Any
+) -> None:
+    rng = random.Random(0)  # noqa: S311 - instants
+    stopped = 0
+    for _ in range(4):  # each dies somewhere between its imports and its last trial
+        process = started(folder, server.uri)
+        time.sleep(rng.uniform(4.0, 9.0))
+        process.kill()
+        process.communicate()
+        stopped += process.returncode == -signal.SIGKILL
+    assert stopped > 0
+    both = [started(folder, server.uri) for _ in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    # one waits for the other, and finds all there
+    assert any(" 0 trials were new" in " ".join(["", *said.split()]) for said in outputs)
+    assert_whole(server.store, folder.recorded())
+
+
+def test_a_server_killed_while_it_records_has_everything_once(tmp_path: Path, server: Any) -> None:
+    folder = run(tmp_path, "wine")
+    process = started(folder, server.uri)
+    deadline = time.monotonic() + 120
+    while not recorded_trials(server.store, folder.recorded()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    server.kill()  # in the middle of the thirty
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert errors.startswith(f"qbench: {server.uri}: ")
+    assert "run the same command again" in " ".join(errors.split())
+    assert "Traceback" not in errors
+    assert 0 < recorded_trials(server.store, folder.recorded()) < 30
+    server.start()
+    status, _, errors = synced(folder, server.uri)
+    assert status == 0, errors
+    assert_whole(server.store, folder.recorded())
+
+
+def recorded_trials(store: str, results: list[Result]) -> int:
+    """How many of these trials a store has, in part or whole."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=store)
+    experiment = client.get_experiment_by_name("uci")
+    if experiment is None:
+        return 0
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    return len({r.key for r in results} & {run.data.tags.get("quadnets.trial") for run in found})
+
+
+def test_a_run_goes_on_while_its_server_is_away_and_records_when_it_is_back(
+    tmp_path: Path, server: Any
+) -> None:
+    only = {"dataset": ("wisconsin",), "model": ("linear", "rank1", "dense")}
+    command = [sys.executable, "-m", "qbench", "run", "uci", "--out", str(tmp_path)]
+    command += ["--only", "dataset=wisconsin", "--only", "model=linear,rank1,dense"]
+    command += ["--seeds", "3", "--tracking-uri", server.uri]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("uci/*/result.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    server.kill()  # in the middle of the run
+    server.start()
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    folder = RunFolder(tmp_path, UCI)
+    results = list(folder.results(UCI.cells(only)))
+    assert len(results) == 9
+    if "not all is recorded" in errors:  # it ended before the server was back
+        assert server.uri in errors
+        status, _, errors = synced(folder, server.uri)
+        assert status == 0, errors
+    assert_whole(server.store, results)
+    assert_whole(default_uri(tmp_path), results)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("http://127.0.0.1:9", "qbench: http://127.0.0.1:9: "),
+        ("nonsense://x", "qbench: nonsense://x: "),
+    ],
+)
+def test_a_store_that_cannot_be_reached_is_one_sentence(
+    folder: RunFolder, target: str, said: str
+) -> None:
+    status, _, errors = synced(folder, target)
+    assert status == 1
+    assert errors.startswith(said)
+    assert errors.endswith("Nothing is lost: run the same command again.")
+
+
+def test_nothing_to_sync_is_a_mistake_of_the_user(tmp_path: Path) -> None:
+    made = RunFolder(tmp_path, UCI, create=True)
+    status, _, errors = synced(made, "sqlite:///x.db")
+    assert (status, errors) == (
+        2,
+        f"qbench: no results in {str(tmp_path)!r}: make them with qbench run, or name --out",
+    )
