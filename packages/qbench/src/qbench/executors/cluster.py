@@ -79,7 +79,7 @@ def run_on_ray(
 @contextmanager
 def _connected(address: str) -> Iterator[ModuleType]:
     """Ray, with a connection that lasts as long as this, or that was there before."""
-    ray = _import_ray()
+    ray = import_ray()
     if ray.is_initialized():
         yield ray
         return
@@ -101,7 +101,8 @@ def _connected(address: str) -> Iterator[ModuleType]:
         ray.shutdown()
 
 
-def _import_ray() -> ModuleType:
+def import_ray() -> ModuleType:
+    """Ray, set up to leave the nodes as they are; raises ``UserError`` where it is missing."""
     # Under `uv run`, Ray would upload the working directory and build an environment for each
     # worker; and a cluster of its own would report on its use.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
