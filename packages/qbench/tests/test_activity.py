@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -189,3 +190,14 @@ def test_looking_at_blocks_is_no_hold_on_them(folder: RunFolder) -> None:
     assert [is_held for _, is_held in activities(folder)] == [False]
     with folder.lock("x").acquire(timeout=0):
         pass
+
+
+def test_where_locks_cannot_be_tried_the_file_is_believed(folder: RunFolder) -> None:
+    with running(folder):
+        content = folder.activity_path("x").read_text()
+    # as in the folder of somebody else, but so that it holds for whoever may do everything
+    shutil.rmtree(folder.path / ".locks")
+    (folder.path / ".locks").write_text("in the way")
+    for state, is_held in [("running", True), ("failed", False)]:
+        folder.activity_path("x").write_text(content.replace("running", state))
+        assert [held for _, held in activities(folder)] == [is_held]

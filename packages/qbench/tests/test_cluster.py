@@ -102,7 +102,7 @@ def here(folder: RunFolder) -> None:
         pass
 
 
-def facts(folder: RunFolder) -> list[object]:
+def facts(folder: RunFolder) -> list[tuple[object, ...]]:
     """What must be the same wherever a block was run."""
     return [
         (r.key, r.weights, r.metrics, r.step, r.history, r.files, r.environment.block)
@@ -311,54 +311,82 @@ LONG = """
   dataset: [digits]
   model: {layers: {kind: mlp, hidden: [16, 16], neuron: quadratic}}
 """
-MINUTES = "{lr: 0.001, batch_size: 64, epochs: 150, log_every: 100, test_fraction: 0.2}"
+SECONDS = "{lr: 0.001, batch_size: 64, epochs: 60, log_every: 100, test_fraction: 0.2}"
 
 
-def test_a_lost_nodes_block_goes_on_from_its_checkpoint_on_one_that_joins(
-    cluster: Any, tmp_path: Path
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
+    """What a block leaves that lasts for seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = made(tmp_path_factory.mktemp("unbroken"), table(LONG, SECONDS))
+    here(folder)
+    torch.set_num_threads(before)
+    return facts(folder)
+
+
+def parent(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("PPid:")[2].split()[0])
+
+
+def activity_in(folder: Path) -> Activity:
+    (path,) = until(lambda: list(folder.glob(".activity/*.json")))
+    return Activity.model_validate_json(path.read_bytes())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc for a parent")
+def test_a_lost_nodes_block_goes_on_from_its_checkpoint_on_another(
+    cluster: Any, tmp_path: Path, unbroken: list[tuple[object, ...]]
 ) -> None:
-    reference = made(tmp_path / "here", table(LONG, MINUTES))
-    torch.set_num_threads(2)
-    here(reference)
-    folder = made(tmp_path / "there", table(LONG, MINUTES))
-    notes: list[str] = []
-    setting = Setting(save_every=0.1, on_note=notes.append)
+    folder = made(tmp_path, table(LONG, SECONDS))
     with ThreadPoolExecutor() as threads:
-        ended = threads.submit(on_nodes, folder, setting, threads=2)
-        until(lambda: notes or ended.done())
-        first = cluster.add_node(num_cpus=2)
-        until(lambda: list(folder.path.glob(".checkpoints/*/*.safetensors")) or ended.done())
-        cluster.remove_node(first, allow_graceful=False)
-        second = cluster.add_node(num_cpus=2)
-        added = [added for _, added in ended.result()]
-        cluster.remove_node(second)
-    assert added == [2]
-    assert notes[0] == "no node of the cluster has 2 processors: waiting for one"
-    assert facts(folder) == facts(reference)
+        ended = threads.submit(on_nodes, folder, Setting(save_every=0.1))
+        until(lambda: list(folder.path.glob(".checkpoints/*/*.safetensors")))
+        raylet = parent(activity_in(folder.path).pid)
+        (lost,) = (
+            node
+            for node in cluster.worker_nodes
+            if node.all_processes["raylet"][0].process.pid == raylet
+        )
+        cluster.remove_node(lost, allow_graceful=False)
+        assert [added for _, added in ended.result()] == [2]
+    cluster.add_node(num_cpus=1)
+    assert facts(folder) == unbroken
     results = list(folder.results(folder.table.cells()))
     assert [result.environment.interruptions for result in results] == [1, 1]
-    assert threads_of(folder) == {2}
     assert not list(folder.path.glob(".checkpoints/*"))
+    assert activities(folder) == []
 
 
 @pytest.mark.usefixtures("cluster")
-def test_apart_from_the_run_folder_a_lost_block_begins_again(tmp_path: Path) -> None:
-    reference = made(tmp_path / "here", table(LONG, MINUTES))
-    here(reference)
-    folder = made(tmp_path / "there", table(LONG, MINUTES))
-    place = Path(tempfile.gettempdir())
-
+def test_apart_from_the_run_folder_a_lost_block_begins_again(
+    tmp_path: Path, unbroken: list[tuple[object, ...]]
+) -> None:
+    lasting = table(LONG, SECONDS).model_copy(update={"id": "lasting"})
+    folder = made(tmp_path, lasting)
     with ThreadPoolExecutor() as threads:
         ended = threads.submit(on_nodes, folder, seen_at=NOWHERE)
-        begun = until(lambda: list(place.glob("qbench-*/clustered/.activity/*.json")))
-        time.sleep(0.5)
-        activity = Activity.model_validate_json(begun[0].read_bytes())
-        os.kill(activity.pid, signal.SIGKILL)
-        shutil.rmtree(begun[0].parents[2])
+        (place,) = until(lambda: list(Path(tempfile.gettempdir()).glob("qbench-*/lasting")))
+        os.kill(activity_in(place).pid, signal.SIGKILL)
+        shutil.rmtree(place.parent)
         assert [added for _, added in ended.result()] == [2]
-    assert facts(folder) == facts(reference)
-    results = list(folder.results(folder.table.cells()))
+    assert [fact[1:] for fact in facts(folder)] == [fact[1:] for fact in unbroken]  # all but keys
+    results = list(folder.results(lasting.cells()))
     assert [result.environment.interruptions for result in results] == [0, 0]
+
+
+def test_a_block_waits_for_a_node_that_has_room_for_it(cluster: Any, tmp_path: Path) -> None:
+    folder = made(tmp_path, table(IRIS, SHORT))
+    notes: list[str] = []
+    with ThreadPoolExecutor() as threads:
+        ended = threads.submit(on_nodes, folder, Setting(on_note=notes.append), threads=2)
+        until(lambda: notes)
+        joined = cluster.add_node(num_cpus=2)
+        assert len(ended.result()) == 3
+    cluster.remove_node(joined)
+    assert notes == ["no node of the cluster has 2 processors: waiting for one"]
+    assert threads_of(folder) == {2}
 
 
 def test_a_node_with_other_packages_is_named() -> None:
