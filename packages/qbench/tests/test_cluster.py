@@ -22,11 +22,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from qbench.activity import Activity, activities
+from qbench.activity import Activity, activities, recorded
 from qbench.block import Block, Setting, plan
 from qbench.cli import app
 from qbench.data import root as data_files
 from qbench.errors import UserError
+from qbench.executors import cluster as cluster_module
 from qbench.executors import run_blocks, run_on_ray
 from qbench.executors.cluster import Nodes, import_ray
 from qbench.executors.dispatch import dispatch
@@ -35,12 +36,6 @@ from qbench.table import Table, load_table, parse_table
 from qbench.trial import WEIGHTS, RunFolder
 
 ray = import_ray()
-
-pytestmark = [
-    # Ray leaves these to the interpreter
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
 
 NOWHERE = Path("/a/folder/that/no/node/sees")
 
@@ -281,30 +276,38 @@ def test_a_fault_that_every_block_would_meet_ends_the_run(
 @pytest.mark.parametrize("seen_at", [None, NOWHERE], ids=["in the run folder", "apart from it"])
 @pytest.mark.usefixtures("cluster")
 def test_a_block_that_another_process_runs_is_left_to_it(
-    tmp_path: Path, seen_at: Path | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen_at: Path | None
 ) -> None:
+    monkeypatch.setattr(cluster_module, "_LOOK_EVERY", 0.5)
     folder = made(tmp_path, table(IRIS, SHORT))
+    elsewhere = made(tmp_path / "elsewhere", folder.table)
     first, *_ = plan(folder, folder.table.cells(), 2)
+    for _ in run_blocks(elsewhere, [first]):
+        pass
     held = threading.Event()
 
     def hold() -> None:
-        with folder.lock(first.name):
+        cell = first.cell
+        with (
+            folder.lock(first.name),
+            recorded(folder, first.name, cell.axes, first.seeds, reduced=False) as record,
+        ):
+            record._change(fraction=0.5)
             held.set()
             time.sleep(4.0)
-            here_too = made(tmp_path, folder.table)
-            other = made(tmp_path / "elsewhere", folder.table)
-            for block, results in run_blocks(other, [first]):
-                assert block is first
-                for result in results:
-                    here_too.write(result)
+            for result in elsewhere.results([cell]):
+                folder.write(result)
 
+    seen: list[float] = []
     with ThreadPoolExecutor() as threads:
         holder = threads.submit(hold)
         held.wait()
-        ended = on_nodes(folder, seen_at=seen_at)
+        ended = on_nodes(folder, seen_at=seen_at, on_progress=lambda _, share: seen.append(share))
         holder.result()
     assert [added for _, added in ended] == [2, 2, 0]
     assert ended[-1][0].cell.key == first.cell.key
+    assert 0.5 in seen
+    assert seen.count(1.0) == 3
 
 
 LONG = """

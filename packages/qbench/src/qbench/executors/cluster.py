@@ -225,6 +225,8 @@ class Nodes:
         while not heard and self.size <= size:
             for event in self._news():
                 heard = True
+                if isinstance(event, Done):
+                    self._on_progress(event.block, 1.0)
                 yield event
 
     def _news(self) -> Iterator[Event]:
@@ -258,11 +260,11 @@ class Nodes:
         return self._images[dataset]
 
     def _look(self) -> None:
-        """Hand on how far blocks have come, now and then: those that are run in the run folder."""
+        """Hand on how far blocks have come, now and then, where one runs them in the run folder."""
         if time.monotonic() - self._looked < _LOOK_EVERY:
             return
         self._looked = time.monotonic()
-        for sent in self._running.values():
+        for sent in [*self._running.values(), *self._unseen]:
             with suppress(OSError, ValidationError):  # it has not begun, or has just ended
                 path = self._folder.activity_path(sent.block.name)
                 activity = Activity.model_validate_json(path.read_bytes())
@@ -293,7 +295,6 @@ class Nodes:
                 yield Failed(block, said.text)
             else:
                 results = self._read(said.keys) if sent.lock is None else self._write(block, said)
-                self._on_progress(block, 1.0)
                 yield Done(block, results)
         finally:
             if sent.lock is not None:
