@@ -294,7 +294,8 @@ def test_a_block_that_another_process_runs_is_left_to_it(
         ):
             record._change(fraction=0.5)
             held.set()
-            time.sleep(4.0)
+            until(lambda: len(list(folder.path.glob("*/result.json"))) == 4)  # the others
+            time.sleep(2.0)
             for result in elsewhere.results([cell]):
                 folder.write(result)
 
