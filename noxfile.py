@@ -4,6 +4,7 @@
 """
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import nox
@@ -166,7 +167,9 @@ def check_package(
     """
     below = STACK[: STACK.index(package) + 1]
     wheels = build_wheels(session, below)
-    session.install("-c", constraints(session), "pytest", "pytest-xdist", *needs, *wheels)
+    session.install(
+        "-c", constraints(session), "pytest", "pytest-timeout", "pytest-xdist", *needs, *wheels
+    )
     for name in absent:
         session.run("python", "-c", PROOF, name, silent=True)
     tests = f"packages/{package}/tests"
@@ -177,11 +180,13 @@ def check_package(
         "--doctest-modules",
         "--numprocesses=auto",
         "--dist=worksteal",
+        "--timeout=600",  # seconds of one test: one that waits for ever says where
         "--pyargs",
         package,
         tests,
         *session.posargs,
-        env={"OMP_NUM_THREADS": "1"},
+        # Ray keeps its files in no virtual environment, where nox puts all temporary ones
+        env={"OMP_NUM_THREADS": "1", "RAY_TMPDIR": tempfile.gettempdir()},
     )
 
 

@@ -425,6 +425,15 @@ def test_an_address_where_nobody_answers_is_named(
     assert time.monotonic() - started < 20
 
 
+def test_a_place_in_which_rays_workers_do_not_begin_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_TMPDIR", f"{sys.prefix}/ours")
+    with pytest.raises(UserError, match=r"^--ray local: Ray cannot keep its files in .*RAY_TMPDIR"):
+        next(run_on_ray(made(tmp_path, table(IRIS, SHORT)), [], "local"))
+
+
 def test_ray_is_imported_by_those_who_use_it_and_its_absence_is_one_sentence() -> None:
     program = """
 import sys

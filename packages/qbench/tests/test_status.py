@@ -132,7 +132,8 @@ def test_all_tables_that_have_begun_are_listed_and_json_says_the_same(tmp_path: 
 
 
 def test_ten_thousand_trials_are_counted_and_reported_within_seconds(tmp_path: Path) -> None:
-    """Wall times of a busy machine are no measure: the processor's are."""
+    """Processor time, for wall times of a busy machine are no measure; and where others slow the
+    processor itself, against the time of reading all the files."""
     folder = RunFolder(tmp_path, UCI, create=True)
     run(folder, UCI, 1, ONLY)
     cells = list(UCI.cells())
@@ -145,12 +146,16 @@ def test_ten_thousand_trials_are_counted_and_reported_within_seconds(tmp_path: P
             (folder.path / key).mkdir()
             record = {**known, **facts, "key": key, "seed": seed}
             folder.result_path(key).write_text(json.dumps(record))
+    began = time.process_time()
+    for path in folder.path.glob("*/result.json"):
+        json.loads(path.read_bytes())
+    most = max(3.0, 6 * (time.process_time() - began))
     for arguments in (["status", "uci", "--seeds", "230"], ["list"], ["report", "uci", "--json"]):
-        began = os.times()
+        before = os.times()
         said = qbench(*arguments, *([] if arguments == ["list"] else ["--out", str(tmp_path)]))
-        ended = os.times()
+        after = os.times()
         assert said.returncode == 0, said.stderr
         assert "10120" in said.stdout or arguments == ["list"]
-        used = ended.children_user - began.children_user
-        assert used + ended.children_system - began.children_system < 3.0, arguments
+        user = after.children_user - before.children_user
+        assert user + after.children_system - before.children_system < most, arguments
     shutil.rmtree(tmp_path)

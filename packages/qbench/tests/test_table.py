@@ -83,7 +83,12 @@ def test_xor_starts_from_the_papers_vectors_and_keeps_its_steps() -> None:
         ("epochs: 10", "epochs: 0", "recipe.epochs: Input should be greater than or equal to 1"),
         ("id: toy", "id: ../toy", "id: String should match pattern"),
         ("id: toy", "id: [", "toy.yaml is not YAML"),
-        ("id: toy", "id: !!python/object/apply:os.system [true]", "toy.yaml is not YAML"),
+        (
+            "id: toy",
+            "id: !!python/object/apply:os.system [true]",
+            "toy.yaml, line 2: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is not "
+            "allowed: write plain text, numbers, lists and mappings",
+        ),
     ],
 )
 def test_a_mistake_in_a_table_is_one_sentence_that_names_it(

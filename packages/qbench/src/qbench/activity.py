@@ -48,11 +48,12 @@ class Recorder:
 
     def __init__(self, path: Path, activity: Activity) -> None:
         self._path, self._activity = path, activity
+        self._said = time.monotonic()
         self._write()
 
     def at(self, fraction: float) -> None:
         """Record how far the block has come, now and then."""
-        if time.time() - self._activity.updated >= _EVERY:
+        if time.monotonic() - self._said >= _EVERY:  # the time of day may be set back
             self._change(fraction=fraction)
 
     def failed(self, error: BaseException) -> None:
@@ -64,6 +65,7 @@ class Recorder:
         )
 
     def _change(self, **changes: object) -> None:
+        self._said = time.monotonic()
         self._activity = self._activity.model_copy(update={**changes, "updated": time.time()})
         self._write()
 

@@ -1,21 +1,23 @@
 """What a table trains, as data."""
 
 import math
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from qbench.frozen import Frozen
+from qbench.errors import shown
+from qbench.frozen import Count, Frozen
 
 
 class Convolution(Frozen):
     """One convolution without padding, with bias, and ReLU: in front of a classifier."""
 
-    channels: int = Field(ge=1)
-    kernel: int = Field(ge=1)
-    stride: int = Field(default=1, ge=1)
+    channels: Count
+    kernel: Count
+    stride: Count = 1
 
     def outputs(self, shape: tuple[int, ...]) -> int:
         """Numbers that it makes of an image of ``shape`` ``(C, H, W)``.
@@ -39,6 +41,12 @@ FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
 """The fields that only some kinds of models have."""
 
 
+# options by which timm reads files, or fetches them
+_LOADING = frozenset(
+    {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+)
+
+
 class ModelSpec(Frozen):
     """A model of a table: a classifier on flattened inputs, or a network.
 
@@ -53,25 +61,26 @@ class ModelSpec(Frozen):
     ``after`` names the model of the same table, trained with the same seed, from whose weights this
     one starts. ``start`` gives parameters at the start by name; without it they are drawn from the
     seed. ``recipe`` is what this model changes in the table's, ``on`` what it is on a dataset:
-    fields that replace these, or a whole model of another kind; never a recipe.
+    fields that replace these, or a whole model of another kind; never a recipe. A network's weights
+    are drawn, or those of ``after``; they never come from a file.
 
     >>> ModelSpec(kind="low_rank", rank=2).kind
     'low_rank'
     """
 
     kind: Literal["linear", "dense", "low_rank", "mlp", "zoo"]
-    rank: int | None = Field(default=None, ge=1)
+    rank: Count | None = None
     signed: bool = False
     affine: bool = False
     convolution: Convolution | None = None
-    hidden: tuple[int, ...] = ()
+    hidden: tuple[Count, ...] = ()
     neuron: str = "linear"
-    neuron_rank: int | None = Field(default=None, ge=1)
+    neuron_rank: Count | None = None
     bias: bool = True
     activation: Literal["relu", "square", "identity"] = "relu"
     as_large_as: str | None = None
     name: str = ""
-    depth: int | None = Field(default=None, ge=1)
+    depth: Count | None = None
     options: dict[str, Any] = Field(default={})
     quadratize: str | None = None
     after: str | None = None
@@ -93,7 +102,23 @@ class ModelSpec(Frozen):
             raise ValueError("kind zoo needs a name")
         if self.kind == "mlp" and not self.hidden:
             raise ValueError("kind mlp needs hidden, the widths of its hidden layers")
+        if not re.fullmatch(r"[\w.{}-]*", self.name):
+            raise ValueError(
+                f"name: {shown(self.name)} is no name of a registered network: give one of timm's "
+                "or the zoo's, such as qresnet20"
+            )
+        for option in sorted(_LOADING & self.options.keys()):
+            raise ValueError(
+                f"options: {option} is not for a table, in which weights are drawn or come from "
+                "the model named by after: leave it out"
+            )
         for dataset, changes in self.on.items():
+            for field in ("on", "after"):
+                if field in changes:
+                    raise ValueError(
+                        f"on: {dataset} has {field!r}, which is the same on every dataset: put it "
+                        f"beside this on, or leave it out"
+                    )
             if "recipe" in changes:
                 raise ValueError(
                     f"on: {dataset} has a recipe, and a model has the same one on every dataset: "

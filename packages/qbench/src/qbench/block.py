@@ -15,15 +15,17 @@ from torch import Tensor
 
 from qbench.activity import recorded
 from qbench.build import build_model
-from qbench.checkpoint import Checkpoints
+from qbench.checkpoint import Checkpoints, State
 from qbench.cost import Rates, cell_cost, multiply_adds, stacks
 from qbench.data import load_problem
+from qbench.distributed import has_own_statistics, processes, synchronised, told
 from qbench.expressivity import measure_networks
+from qbench.frozen import Scalar
 from qbench.loop import Curve, Training
 from qbench.optimize import precision
 from qbench.probes import Findings, finish, make_probe
 from qbench.stack import side_by_side
-from qbench.table import Cell
+from qbench.table import Cell, Table
 from qbench.trial import (
     ARRAYS,
     WEIGHTS,
@@ -63,6 +65,28 @@ class _Start:
 
     weights: dict[str, Tensor] | None = None
     lost: bool = False
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """What every process needs that trains a block together with others."""
+
+    axes: dict[str, Scalar]
+    reduced: bool
+    seeds: tuple[int, ...]
+    starts: list[_Start]
+    kept: State | None
+
+    def training(self, table: Table, setting: Setting) -> Training:
+        """The training from its beginning, or from its checkpoint."""
+        cell = Cell(table, self.axes, self.reduced)
+        training = _training(cell, self.seeds, setting, self.starts)
+        for curve, start in zip(training.curves, self.starts, strict=True):
+            if start.lost:
+                curve.diverged_at = 0
+        if self.kept is not None:
+            training.restore(self.kept)
+        return training
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,13 +219,10 @@ def _run(
     together = tuple(kept.values["seeds"]) if kept else seeds
     started = time.time()
     starts = [_start(folder, cell, seed, setting) for seed in together]
-    training = _training(cell, together, setting, starts)
-    for curve, start in zip(training.curves, starts, strict=True):
-        if start.lost:
-            curve.diverged_at = 0
+    begin = _Begin(cell.axes, cell.reduced, together, starts, kept)
+    training = told(begin).training(cell.table, setting)
     facts: dict[str, Any] = {"started": started, "interruptions": 0, "on": _on(setting)}
     if kept is not None:
-        training.restore(kept)
         facts = {**kept.values["facts"], "interruptions": kept.values["facts"]["interruptions"] + 1}
         if facts["on"] != _on(setting):
             setting.on_note(
@@ -261,7 +282,14 @@ def _on(setting: Setting) -> dict[str, str | int]:
         "device": setting.device,
         "threads": torch.get_num_threads(),
         "compiled": setting.compiled,
+        "processes": processes(),
     }
+
+
+def follow(table: Table, setting: Setting) -> None:
+    """Train with the first process of a group what it trains, until it has no more."""
+    while (begin := told()) is not None:
+        begin.training(table, setting).run()
 
 
 def _measure(
@@ -304,7 +332,12 @@ def _training(
         )
         for seed, start in zip(seeds, starts, strict=True)
     ]
-    model = side_by_side(replicas).to(setting.device)
+    model = synchronised(side_by_side(replicas), setting.device).to(setting.device)
+    if has_own_statistics(model):
+        setting.on_note(
+            "batch norm takes its statistics of each process's share of a batch, not of the whole: "
+            "torch's SyncBatchNorm needs a GPU"
+        )
     if setting.device == "cuda" and cell.model.kind == "zoo":
         model = model.to(memory_format=torch.channels_last)
     return Training(
@@ -363,6 +396,7 @@ def _environment(
             "block": seeds,
             "memory": _memory(setting.device),
             "compiled": setting.compiled,
+            "processes": processes(),
             **facts,
         }
     )

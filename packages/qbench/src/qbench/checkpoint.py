@@ -6,21 +6,25 @@ the step and the SHA-256 of its content, so that a damaged one is known by itsel
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from qbench.trial import clear_parts, write_whole
 
 KEPT = 2
-FORMAT = 1
+FORMAT = 2
 """Rises with every change of what a checkpoint holds; those of another format are of no use."""
 
 _HEADER = "quadnets"
+_NAME = re.compile(r"\d{12}-([0-9a-f]{64})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,10 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints of one block, in a folder of their own."""
+    """The checkpoints of one block, in a folder of their own that has the block's name.
+
+    Other files there are nobody's business: they are neither read nor removed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,7 +52,8 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
-        header = {_HEADER: json.dumps({"format": FORMAT, "step": state.step, **state.values})}
+        facts = {"format": FORMAT, "block": self.folder.name, "step": state.step}
+        header = {_HEADER: json.dumps({**facts, **state.values})}
         content = safetensors.torch.save(tensors, metadata=header)
         digest = hashlib.sha256(content).hexdigest()
         path = self.folder / f"{state.step:012d}-{digest}.safetensors"
@@ -57,36 +65,47 @@ class Checkpoints:
     def latest(self, on_note: Callable[[str], None]) -> State | None:
         """The newest checkpoint that is whole, None where there is none.
 
-        ``on_note`` is told of each that is damaged, or of another format, and of what follows from
-        it; it is removed.
+        ``on_note`` is told of each that is damaged, or of another format or block, and of what
+        follows from it; it is removed.
         """
         paths = self._newest_first()
         for place, path in enumerate(paths, start=1):
             has_another = place < len(paths)
             follows = "going on from the one before it" if has_another else "beginning again"
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() != path.stem.partition("-")[2]:
-                on_note(f"the checkpoint {path} is damaged: {follows}")
-            elif (state := _read(content)).values.pop("format", None) != FORMAT:
-                on_note(f"the checkpoint {path} is of another version of qbench: {follows}")
-            else:
-                return state
+            try:
+                return self._read(path)
+            except ValueError as error:
+                on_note(f"the checkpoint {path} is {error}: {follows}")
             path.unlink(missing_ok=True)
         return None
+
+    def _read(self, path: Path) -> State:
+        """Raises ``ValueError`` with what a file is instead."""
+        content = path.read_bytes()
+        name = _NAME.fullmatch(path.name)
+        if name is None or hashlib.sha256(content).hexdigest() != name[1]:
+            raise ValueError("damaged")
+        try:
+            length = int.from_bytes(content[:8], "little")
+            values = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_HEADER])
+            kind, block, step = values.pop("format"), values.pop("block", None), values.pop("step")
+            tensors = safetensors.torch.load(content)
+        except (AttributeError, LookupError, SafetensorError, TypeError, ValueError):
+            raise ValueError("no checkpoint of qbench") from None
+        if kind != FORMAT:
+            raise ValueError("of another version of qbench")
+        if block != self.folder.name:
+            raise ValueError("of another block")
+        return State(step, tensors, values)
 
     def remove(self) -> None:
         """Remove them all, once the results are written."""
         for path in self._newest_first():
             path.unlink(missing_ok=True)
         clear_parts(self.folder)
-        if self.folder.exists():
+        with suppress(OSError):  # it is not there, or somebody else has a file there
             self.folder.rmdir()
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("*.safetensors"), reverse=True)
-
-
-def _read(content: bytes) -> State:
-    length = int.from_bytes(content[:8], "little")
-    values = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_HEADER])
-    return State(values.pop("step"), safetensors.torch.load(content), values)
+        found = self.folder.glob("*.safetensors")
+        return sorted((path for path in found if _NAME.fullmatch(path.name)), reverse=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from qbench.frozen import Frozen
 from qbench.metrics import Metric
@@ -15,6 +15,8 @@ class _Claim(Frozen):
     ``per: panel`` makes it for every combination of the grid's other axes, ``pooled`` for all of
     them together, ``where`` for those with these values alone.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     source: str
     per: Literal["panel", "pooled"] | None = None
@@ -78,7 +80,7 @@ _KINDS = ("order", "close", "rises", "limit", "interior")
 
 
 def _claim_kind(claim: Any) -> str:
-    keys = claim if isinstance(claim, Mapping) else type(claim).model_fields
+    keys = claim if isinstance(claim, Mapping) else getattr(type(claim), "model_fields", ())
     return next((kind for kind in _KINDS if kind in keys), "value")
 
 

@@ -3,13 +3,15 @@
 Every command calls the library and prints.
 """
 
+import atexit
+import io
 import json
 import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,6 +25,7 @@ from qbench.commands_doctor import doctor
 from qbench.commands_records import Out, status, sync
 from qbench.errors import UserError
 from qbench.frozen import Scalar
+from qbench.launch import is_first, is_launched
 from qbench.report.wording import format_duration
 from qbench.table import Table, load_table, table_names
 
@@ -189,6 +192,11 @@ def run(
         raise UserError(
             f"--jobs {jobs} is for processes of this machine, --ray {ray} for a cluster: give one"
         )
+    if is_launched() and (ray is not None or jobs is not None):
+        raise UserError(
+            "torchrun has started several processes, which train each block together: leave out "
+            "--jobs and --ray"
+        )
     loaded = load_table(table)
     chosen = [*(axis or []), *([f"precision={precision}"] if precision else [])]
     cells = list(
@@ -201,24 +209,33 @@ def run(
     from qbench.trial import RunFolder
 
     folder = RunFolder(out, loaded, create=True)
+    atexit.register(folder.give_up)  # a run that is refused leaves no empty folder
 
     from qbench.block import Setting, plan
-    from qbench.executors import run_blocks, run_on_processes, run_on_ray
+    from qbench.executors import (
+        run_blocks,
+        run_on_processes,
+        run_on_ray,
+        run_together,
+        take_part,
+    )
     from qbench.machine import check_compile, check_data, check_device
     from qbench.publish import Publisher, default_uri
     from qbench.report.files import report_of, write_report
     from qbench.report.terminal import print_report
 
-    console = Console()
-    setting = Setting(
-        device, data, compiled, on_note=lambda note: console.print(note, style="yellow")
-    )
+    console = Console(quiet=not is_first())
+    note = cache(partial(console.print, style="yellow"))  # each is said once
+    setting = Setting(device, data, compiled, on_note=note)
     is_here = ray in (None, "local")  # else it is for the nodes to have a device
     if is_here:
         check_device(device)
     check_data(cells, data)
     if compiled and is_here:
         check_compile(device)
+    if not is_first():
+        take_part(loaded, setting)
+        return
     if quick and loaded.quick is None:
         console.print(f"{table} is quick as it is: --quick changes nothing.")
     reduced = quick and loaded.quick is not None
@@ -235,6 +252,8 @@ def run(
             run_all = run_blocks if jobs is None else partial(run_on_processes, jobs=jobs)
             if ray is not None:
                 run_all = partial(run_on_ray, address=ray)
+            elif is_launched():
+                run_all = run_together
             for _, results in run_all(
                 folder,
                 blocks,
@@ -300,7 +319,7 @@ def report(
     reduced = quick and loaded.quick is not None
     made, results = report_of(folder, reduced=reduced)
     if as_json:
-        typer.echo(json.dumps(to_json(made), indent=1, ensure_ascii=False, allow_nan=False))
+        typer.echo(json.dumps(to_json(made), indent=1, allow_nan=False))
         return
     console = Console()
     print_report(made, console)
@@ -417,6 +436,9 @@ def _stopped(folder: "RunFolder", arguments: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a ? for letters that a terminal does not have
     try:
         status = app(standalone_mode=False)
     except UserError as error:
@@ -440,6 +462,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    if message.strip():  # the help, which stands for a missing command, says nothing more
+    # the help, which stands for a missing command, says nothing more
+    if message.strip() and is_first():
         typer.echo(f"qbench: {' '.join(message.split())}", err=True)
     sys.exit(2)

@@ -61,7 +61,7 @@ def list_datasets(
     root = data_root(data)
     rows = [_described(name, DATASETS[name], root) for name in _known()]
     if as_json:
-        typer.echo(json.dumps({"root": str(root), "datasets": rows}, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps({"root": str(root), "datasets": rows}, indent=1))
         return
     grid = Grid()
     grid.add_column("dataset", no_wrap=True)

@@ -50,7 +50,7 @@ def status(
     tables = [load_table(name) for name in ([table] if table else table_names())]
     if as_json:
         found = [status.model_dump(mode="json") for status in _statuses(out, tables, seeds)]
-        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(found, indent=1))
         return
     console = Console()
     if not watch:

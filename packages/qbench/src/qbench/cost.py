@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qbench.architecture import ModelSpec
 from qbench.catalogue import DATASETS
+from qbench.errors import UserError, one_line
 from qbench.frozen import Frozen
 from qbench.table import Cell, Table, load_table, table_names
 from qbench.trial import write_whole
@@ -73,9 +74,21 @@ A100 = Rates(
 def multiply_adds(spec: ModelSpec, dataset: str) -> int:
     """Multiply-adds of a model for one input, as qcore and qzoo count them.
 
+    Raises ``UserError`` for a neuron or a network that there is not, and for what does not fit it.
+
     >>> multiply_adds(ModelSpec(kind="low_rank", rank=2), "digits")
     1300
     """
+    try:
+        return _counted(spec, dataset)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        what = f"network {spec.full_name!r}" if spec.kind == "zoo" else f"kind {spec.kind}"
+        raise UserError(
+            f"a table's model of {what} cannot be made for {dataset}: {one_line(error)[:300]}"
+        ) from error
+
+
+def _counted(spec: ModelSpec, dataset: str) -> int:
     import qcore
 
     info = DATASETS[dataset]
@@ -160,9 +173,18 @@ def table_cost(table: Table) -> TableCost:
 
 
 def stored_costs() -> Mapping[str, TableCost]:
-    """The counted cost of every table."""
+    """The counted cost of every table.
+
+    Raises ``UserError`` for a table that was not counted.
+    """
     text = (resources.files("qbench") / "tables" / "costs.json").read_text(encoding="utf-8")
-    return {name: TableCost.model_validate(cost) for name, cost in json.loads(text).items()}
+    found = {name: TableCost.model_validate(cost) for name, cost in json.loads(text).items()}
+    if new := [name for name in table_names() if name not in found]:
+        raise UserError(
+            f"tables/costs.json has no {', '.join(new)}: count what it costs with "
+            "python -m qbench.cost"
+        )
+    return found
 
 
 def calibration_path() -> Path:
@@ -175,7 +197,7 @@ def known_rates() -> Rates | None:
     try:
         kept = json.loads(calibration_path().read_text(encoding="utf-8"))
         return Rates.model_validate(kept["rates"]) if kept["cores"] == os.cpu_count() else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # the last: there is no home
         return None
 
 
@@ -210,12 +232,12 @@ def calibrate() -> Rates:
         networks=_PASSES * 32 * 32 * 32 * 16 * (3 * 16 * 9 + 1) / networks,
         step=5 * small,  # drawing a batch, the loss and its record beside the update
     )
-    path = calibration_path()
     try:
+        path = calibration_path()
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {"cores": os.cpu_count(), "rates": rates.model_dump()}
         write_whole(path, json.dumps(kept, indent=1) + "\n")
-    except OSError:
+    except (OSError, RuntimeError):
         pass  # it is measured again the next time
     return rates
 

@@ -3,6 +3,11 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from pydantic import ValidationError
+
+_MOST_NAMES = 60
+_MOST_CHARACTERS = 80
+
 
 class UserError(Exception):
     """A mistake in what was asked for; its text is all that the user sees.
@@ -13,13 +18,45 @@ class UserError(Exception):
     """
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
+def unknown(kind: str, name: object, allowed: Iterable[object]) -> UserError:
     """The error for a name that does not exist: near matches first, then all that is allowed.
 
     >>> print(unknown("table", "ucci", ["uci", "xor"]))
     unknown table 'ucci': did you mean 'uci'? Allowed: uci, xor
     """
     names = [str(item) for item in allowed]
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return UserError(f"unknown {kind} {name!r}: {hint}Allowed: {', '.join(names)}")
+    more = f", … ({len(names)} in all)" if len(names) > _MOST_NAMES else ""
+    listed = one_line(", ".join(names[:_MOST_NAMES]))
+    return UserError(f"unknown {kind} {shown(str(name))}: {hint}Allowed: {listed}{more}")
+
+
+def shown(value: object) -> str:
+    """What somebody wrote as an error repeats it: on one line, and no longer than one.
+
+    >>> shown("a" * 1000) == repr("a" * 80)[:-1] + "…'"
+    True
+    """
+    if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
+        return repr(value[:_MOST_CHARACTERS] + "…")
+    text = repr(value)
+    return text if len(text) <= _MOST_CHARACTERS + 2 else text[:_MOST_CHARACTERS] + "…"
+
+
+def one_line(text: object) -> str:
+    """A text on one line, without what would move a terminal's cursor or change its colours.
+
+    >>> one_line("a\\n  b\\x1b[31m")
+    'a b\\\\x1b[31m'
+    """
+    words = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a record, on one line: where it stands, and what it is."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    parts = [str(part) if isinstance(part, int) else shown(part)[1:-1] for part in first["loc"]]
+    said = one_line(first["msg"].removeprefix("Value error, "))
+    return f"{'.'.join(parts)}: {said}" if parts else said

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from qbench.checkpoint import State
 from qbench.data import Problem, Samples
 from qbench.data.augment import Augmentation, generator
+from qbench.distributed import averaging, own_share, processes, share_buffers, total, total_of
+from qbench.errors import UserError
 from qbench.optimize import (
     autocast,
     clip_gradients,
@@ -56,6 +59,10 @@ class Training:
     Order and augmentation of the samples depend on (seed, epoch) alone. A seed that diverged goes
     on unseen; training ends early only when every seed has diverged.
 
+    Where ``torchrun`` has started several processes, each has a share of every small batch, and of
+    what is measured: gradients, losses and metrics are those of all together. Raises ``UserError``
+    for whole batches there, and for batches of fewer samples than processes.
+
     ``probe(training)`` measures more at each recorded step: ``{metric: (S,)}``.
     """
 
@@ -72,11 +79,15 @@ class Training:
     ) -> None:
         self.model, self.problem, self.recipe = model, problem, recipe
         self.seeds, self.device, self.probe = tuple(seeds), device, probe
-        self._forward = torch.compile(model) if compiled else model
+        self._forward: Callable[[Tensor], Tensor] = averaging(model)
+        self._evaluated: Callable[[Tensor], Tensor] = model
+        if compiled:
+            self._forward, self._evaluated = map(torch.compile, (self._forward, model))
         self.optimizer = make_optimizer(model, recipe)
         samples = len(problem.train)
         self.steps_per_epoch = math.ceil(samples / (recipe.batch_size or samples))
         self.steps = recipe.epochs * self.steps_per_epoch
+        self._check_shares(samples)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device, enabled=recipe.precision == "float16")
         self.step = 0
@@ -86,6 +97,22 @@ class Training:
         self._correct: list[Tensor] = []
         self._first_loss: Tensor | None = None
         self._epoch = -1
+
+    def _check_shares(self, samples: int) -> None:
+        if processes() == 1:
+            return
+        size = self.recipe.batch_size
+        if size is None:
+            raise UserError(
+                f"torchrun with {processes()} processes is for training in small batches: this is "
+                "training on whole ones; use --jobs to run several trials at once"
+            )
+        smallest = samples % size or min(size, samples)
+        if smallest < processes():
+            raise UserError(
+                f"torchrun with {processes()} processes: the smallest batch of an epoch has "
+                f"{smallest} samples; use at most as many processes"
+            )
 
     def run(
         self,
@@ -157,7 +184,7 @@ class Training:
         for x, y in self.problem.train.chunks(size):
             share = len(y[0]) / count
             with torch.set_grad_enabled(train):
-                logits, mean, objective = self._loss(x, y)
+                logits, mean, objective = self._loss(x, y, y.shape[1])
                 weight = share if self.recipe.reduction == "mean" else 1.0
                 if train:
                     self.scaler.scale(objective.sum() * weight).backward()
@@ -170,13 +197,19 @@ class Training:
 
     def _small_batch(self) -> None:
         """The gradient on the samples of this step."""
-        x, y = self.batch()
+        x, y = self.batch(own_share())
+        count = self._size_of_batch()
+        weight = y.shape[1] / count  # of this process's share of the batch: 1 where it is alone
         self.optimizer.zero_grad()
-        logits, mean, objective = self._loss(x, y)
-        self.scaler.scale(objective.sum()).backward()
-        self._losses.append(mean.detach())
+        logits, mean, objective = self._loss(x, y, count)
+        loss = objective.sum()
+        if processes() > 1:
+            loss = loss * (weight * processes())  # for gradients are averaged over the processes
+        self.scaler.scale(loss).backward()
+        self._losses.append(total(mean.detach(), weight))
         if self.recipe.train_metrics == "running":
-            self._correct.append((logits.detach().argmax(-1) == y).float().mean(1))
+            correct = (logits.detach().argmax(-1) == y).float().mean(1)
+            self._correct.append(total(correct, weight))
 
     def _update(self) -> None:
         if self.recipe.clip_norm is not None:
@@ -187,8 +220,15 @@ class Training:
         if self.schedule is not None:
             self.schedule.step()
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """The samples of this step, prepared: ``(S, B, *input)`` and ``(S, B)``."""
+    def _size_of_batch(self) -> int:
+        """Samples of one seed in the small batch of this step, over all processes."""
+        size = self.recipe.batch_size or 0
+        first = self.step % self.steps_per_epoch * size
+        return min(size, len(self.problem.train) - first)
+
+    def batch(self, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """The samples of this step, or a share of them, prepared: ``(S, B, *input)`` and
+        ``(S, B)``."""
         train = self.problem.train
         if self.recipe.batch_size is None:
             x, y = next(train.chunks(None))
@@ -197,7 +237,7 @@ class Training:
         if epoch != self._epoch:
             self._begin_epoch(epoch)
         size = self.recipe.batch_size
-        index = self._order[:, position * size : (position + 1) * size]
+        index = self._order[:, position * size : (position + 1) * size][:, share]
         x, y = train.take(index)
         return train.prepare(self._augment(x, index)), y
 
@@ -210,20 +250,21 @@ class Training:
 
     def _outputs(self, x: Tensor) -> Tensor:
         """Outputs in the recipe's precision, as float32: ``(S, B, K)``."""
+        forward = self._forward if torch.is_grad_enabled() else self._evaluated
         with autocast(self.recipe, self.device):
-            outputs: Tensor = self._forward(x).float()
+            outputs = forward(x).float()
         if outputs.requires_grad and self.model.replicas > 1:
             # the loss gives it transposed: contiguous, ten seeds of rank 1 on digits take 0.65 of
             # the time
             outputs.register_hook(Tensor.contiguous)
         return outputs
 
-    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _loss(self, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs ``(S, B, K)``, mean cross-entropy of each seed, and what is minimised: ``(S,)``
-        each."""
+        each. A sum is over ``count`` samples."""
         logits = self._outputs(x)
         mean = cross_entropy(logits, y).mean(1)
-        objective = mean if self.recipe.reduction == "mean" else mean * y.shape[1]
+        objective = mean if self.recipe.reduction == "mean" else mean * count
         if self.recipe.margin_weight:
             margin = normalized_margin(logits, y, reduction="none").mean(1)
             objective = objective - self.recipe.margin_weight * margin
@@ -234,14 +275,18 @@ class Training:
         """Loss, accuracy and, if wanted, margin of each seed over the samples, in eval mode:
         ``(S,)`` each."""
         self.model.eval()
+        share_buffers(self.model)
         sums: dict[str, Tensor] = {}
-        for x, y in samples.chunks(CHUNK if samples.shared else None):
+        size = min(CHUNK, math.ceil(len(samples) / processes())) if samples.shared else None
+        own = own_share()
+        for x, y in islice(samples.chunks(size), own.start, None, own.step):
             logits = self._outputs(x)
             values = _measures(logits, y, margin=margin)
             values["loss"] = cross_entropy(logits, y).mean(1)
             _add(sums, values, len(y[0]) / len(samples))
         self.model.train()
-        return sums
+        names = ("accuracy", "loss", *(["margin"] if margin else []))
+        return total_of(sums, names, torch.zeros(len(self.seeds), device=self.device))
 
     def _record(self, whole: dict[str, Tensor]) -> None:
         values: dict[str, Tensor] = {}

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from qbench.frozen import Frozen
+from qbench.frozen import Count, Frozen
 
 Factors = float | tuple[float, float]
 """One of ReLinear's factors, or a pair of them: for g and for b."""
@@ -21,6 +21,8 @@ class Strategy(Frozen):
     >>> Strategy(lr_g=1e-5, lr_b=1e-5).relinear
     {'lr_g': 1e-05, 'lr_b': 1e-05}
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     start: Literal["reference", "conventional"] = "reference"
     gamma: Factors | None = None
@@ -72,12 +74,14 @@ class Recipe(Frozen):
     steps ``snapshots``. ``probes`` measure more at each point.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(default=0.01, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    batch_size: int | None = Field(default=None, ge=1)
-    epochs: int = Field(ge=1)
+    batch_size: Count | None = None
+    epochs: Count
     schedule: Literal["constant", "step", "cosine", "one_cycle"] = "constant"
     milestones: tuple[int, ...] = ()
     factor: float = Field(default=0.1, gt=0)
@@ -92,9 +96,9 @@ class Recipe(Frozen):
     augment: tuple[Literal["crop", "flip", "cutout"], ...] = ()
     init_scale: float = Field(default=1.0, ge=0)
     test_fraction: float = Field(default=0.0, ge=0, lt=1)
-    validation: int = Field(default=0, ge=0)
-    train_samples: int | None = Field(default=None, ge=1)
-    test_samples: int | None = Field(default=None, ge=1)
+    validation: int = Field(default=0, ge=0, le=10**9)
+    train_samples: Count | None = None
+    test_samples: Count | None = None
     log_every: int | Literal["epoch"] = Field(default=1)
     train_metrics: Literal["measured", "running"] = "measured"
     snapshots: tuple[int, ...] = ()

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qbench.activity import Activity, activities
-from qbench.errors import UserError
+from qbench.errors import UserError, first_problem
 from qbench.frozen import Frozen
 from qbench.table import Cell
 from qbench.trial import RunFolder
@@ -87,7 +87,7 @@ def _read(path: Path) -> _Head:
     except ValidationError as error:
         raise UserError(
             f"{path} is not a result of this version of qbench "
-            f"({error.errors()[0]['msg']}): delete its folder and run again"
+            f"({first_problem(error)}): delete its folder and run again"
         ) from error
 
 

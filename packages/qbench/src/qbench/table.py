@@ -3,24 +3,32 @@
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from qbench.architecture import FIELDS, ModelSpec
 from qbench.catalogue import DATASETS
 from qbench.claim import Claim, InteriorClaim, OrderClaim, ValueClaim, models_of
-from qbench.errors import UserError, unknown
-from qbench.frozen import Frozen, Scalar
+from qbench.errors import UserError, first_problem, one_line, shown, unknown
+from qbench.frozen import Count, Frozen, Scalar
 from qbench.metrics import Metric
 from qbench.recipe import Recipe
 from qbench.report.paper_figures import FIGURES
 from qbench.report.wording import format_value
+from qbench.safe_yaml import read_yaml
+
+Record = TypeVar("Record", bound=Frozen)
+
+MOST_CELLS = 10_000
+"""Cells of a table, or of what is asked for of it."""
+
+_MOST_STARTS = 10  # networks of which each starts from the weights of the one before
 
 
 class Patch(Frozen):
@@ -28,6 +36,14 @@ class Patch(Frozen):
 
     model: dict[str, Any] = Field(default={})
     recipe: dict[str, Any] = Field(default={})
+
+    @model_validator(mode="after")
+    def _known_fields(self) -> "Patch":
+        known = sorted(frozenset().union(*FIELDS.values()) - {"after"})
+        for name in self.model:
+            if name not in known:
+                raise ValueError(str(unknown("field of a model", name, known)))
+        return self
 
 
 class Grid(Frozen):
@@ -49,12 +65,15 @@ class Grid(Frozen):
             return data
         known = {name: data[name] for name in ("dataset", "model", "other") if name in data}
         if isinstance(known.get("dataset"), list | tuple):
-            known["dataset"] = {name: {} for name in known["dataset"]}
-        other = dict(known.get("other", {}))
+            known["dataset"] = {name: {} for name in _plain("dataset", known["dataset"])}
+        other = known.get("other", {})
+        if not isinstance(other, Mapping):
+            return known  # which says what is wrong with it
+        other = dict(other)
         for axis, values in data.items():
             if axis not in known:
                 other[axis] = (
-                    {value: _patch(axis, value) for value in values}
+                    {value: _patch(axis, value) for value in _plain(axis, values)}
                     if isinstance(values, list)
                     else values
                 )
@@ -71,7 +90,7 @@ class Grid(Frozen):
 class Quick(Frozen):
     """What a reduced run takes instead of the full numbers."""
 
-    seeds: int = Field(ge=1)
+    seeds: Count
     recipe: dict[str, Any]
 
 
@@ -113,7 +132,7 @@ class Table(Frozen):
     """
 
     id: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
-    version: int = Field(ge=1)
+    version: Count
     title: str
     paper: str
     shows: str
@@ -125,7 +144,7 @@ class Table(Frozen):
     without: tuple[dict[str, Scalar], ...] = ()
     recipe: Recipe
     unstated: dict[str, Unstated] = Field(default={})
-    seeds: int = Field(ge=1)
+    seeds: Count
     quick: Quick | None = None
     claims: tuple[Claim, ...] = ()
     figures: tuple[str, ...] = ()
@@ -139,7 +158,10 @@ class Table(Frozen):
         for name in [*named, *([self.control] if self.control else [])]:
             if name not in models:
                 raise ValueError(str(unknown("model", name, models)))
+        self._check_models()
         for axis, choice in self.unstated.items():
+            if axis in self.grid_axes:
+                raise ValueError(f"unstated: {shown(axis)} is an axis of the grid already")
             if not choice.sets and axis not in Recipe.model_fields:
                 raise ValueError(str(unknown("choice", axis, Recipe.model_fields)))
             for value in choice.values:
@@ -150,6 +172,9 @@ class Table(Frozen):
                 Recipe.model_validate(
                     _merged(_given(self.recipe), choice.patch(axis, value).recipe)
                 )
+            for other, values in choice.where.items():
+                for value in values:
+                    self._check_cell({other: value})
         for claim in self.claims:
             if isinstance(claim, ValueClaim):
                 self._check_cell(claim.cell)
@@ -159,7 +184,7 @@ class Table(Frozen):
                 for value in values:
                     self._check_cell({axis: value})
         for left_out in self.without:
-            self._check_cell({axis: str(value) for axis, value in left_out.items()})
+            self._check_cell(left_out)
         late = [step for step in self.recipe.snapshots if step > self.recipe.epochs]
         if self.recipe.batch_size is None and late:
             raise ValueError(
@@ -168,12 +193,39 @@ class Table(Frozen):
         for name in self.figures:
             if name not in FIGURES:
                 raise ValueError(str(unknown("figure", name, FIGURES)))
-        for cell in self.cells():  # every model with its recipe
+        if self.quick is not None:
+            Recipe.model_validate(_merged(_given(self.recipe), self.quick.recipe))
+        try:
+            cells = list(self.cells())  # every model with its recipe
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        if not cells:
+            raise ValueError("without: it leaves out every cell of the grid")
+        for cell in cells:
             if cell.recipe.augment and len(DATASETS[cell.dataset].shape) != 3:
                 raise ValueError(f"augment: {cell.dataset} has no images")
         return self
 
-    def _check_cell(self, cell: Mapping[str, str]) -> None:
+    def _check_models(self) -> None:
+        """What models say of datasets and of one another."""
+        for name, spec in self.grid.model.items():
+            for dataset in spec.on:
+                if dataset not in self.grid.dataset:
+                    raise ValueError(
+                        f"on of model {shown(name)}: "
+                        f"{unknown('dataset', dataset, self.grid.dataset)}"
+                    )
+            chain = [name]
+            while (start := self.grid.model[chain[-1]].after) is not None:
+                chain.append(start)
+                if start == name or len(chain) > _MOST_STARTS:
+                    end = "and so on" if start != name else "again"
+                    raise ValueError(
+                        f"after: model {shown(name)} starts from {' from '.join(chain[1:])} {end}: "
+                        "let one of them start from nothing"
+                    )
+
+    def _check_cell(self, cell: Mapping[str, Scalar]) -> None:
         for axis, value in cell.items():
             if axis not in self.axes:
                 raise ValueError(str(unknown("axis", axis, self.axes)))
@@ -236,6 +288,12 @@ class Table(Frozen):
             if axis not in wanted:
                 raise unknown("axis", axis, wanted)
             wanted[axis] = tuple(dict.fromkeys(self._value(axis, value) for value in values))
+        number = math.prod(len(values) for values in wanted.values())
+        if number > MOST_CELLS:
+            raise UserError(
+                f"table {self.id} has {number:,} cells here, and {MOST_CELLS:,} are the most: "
+                "take fewer values of an axis"
+            )
         seen = set()
         for combination in itertools.product(*wanted.values()):
             axes = dict(zip(wanted, combination, strict=True))
@@ -297,19 +355,22 @@ class Cell:
 
     @cached_property
     def model(self) -> ModelSpec:
-        """What is trained, with what the axes change in it."""
+        """What is trained, with what the axes change in it.
+
+        Raises ``UserError`` for what no model can be, as :attr:`recipe` does.
+        """
         spec = self.table.grid.model[str(self.axes["model"])]
         if self.dataset in spec.on:
             there = spec.on[self.dataset]
             own = {"recipe": spec.recipe} if "kind" in there else _given(spec)
-            spec = ModelSpec.model_validate(_merged(own, there))
+            spec = self._validated(ModelSpec, _merged(own, there))
         changes = {
             field: value
             for patch in self.table.changes(self.axes)
             for field, value in patch.model.items()
             if field in FIELDS[spec.kind]
         }
-        return spec if not changes else ModelSpec.model_validate({**_given(spec), **changes})
+        return spec if not changes else self._validated(ModelSpec, {**_given(spec), **changes})
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -319,7 +380,14 @@ class Cell:
             merged = _merged(merged, patch.recipe)
         if self.reduced and self.table.quick is not None:
             merged = _merged(merged, self.table.quick.recipe)
-        return Recipe.model_validate(merged)
+        return self._validated(Recipe, merged)
+
+    def _validated(self, kind: type[Record], data: Mapping[str, Any]) -> Record:
+        try:
+            return kind.model_validate(data)
+        except ValidationError as error:
+            quick = " under quick" if self.reduced else ""
+            raise UserError(f"{one_line(self)}{quick}: {first_problem(error)}") from error
 
     @property
     def after(self) -> "Cell | None":
@@ -374,9 +442,6 @@ def identity(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 def table_names() -> list[str]:
     """The names of all tables, sorted."""
     folder = resources.files("qbench") / "tables"
@@ -393,21 +458,23 @@ def load_table(name: str) -> Table:
     """
     if name not in table_names():
         raise unknown("table", name, table_names())
-    text = (resources.files("qbench") / "tables" / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_table(text, f"{name}.yaml")
+    content = (resources.files("qbench") / "tables" / f"{name}.yaml").read_bytes()
+    table = parse_table(content, f"{name}.yaml")
+    if table.id != name:
+        raise UserError(
+            f"{name}.yaml: id: {table.id!r} is not the file's name: make it {name!r}, or rename "
+            f"the file to {table.id}.yaml"
+        )
+    return table
 
 
-def parse_table(text: str, name: str) -> Table:
-    """The table in a YAML text; ``name`` stands in the error for one that does not fit."""
+def parse_table(content: bytes | str, name: str) -> Table:
+    """The table in a YAML file; ``name`` stands in the error for one that does not fit."""
+    data = read_yaml(content.encode() if isinstance(content, str) else content, name)
     try:
-        return Table.model_validate(yaml.load(text, Loader=_Loader))  # noqa: S506 - a safe loader
-    except yaml.YAMLError as error:
-        raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+        return Table.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{name}: {place + ': ' if place else ''}{reason}") from error
+        raise UserError(f"{name}: {first_problem(error)}") from error
 
 
 def _given(record: Frozen) -> dict[str, Any]:
@@ -431,7 +498,16 @@ def _patch(axis: str, value: Scalar) -> dict[str, Any]:
         return {"recipe": {axis: value}}
     if axis in ModelSpec.model_fields:
         return {"model": {axis: value}}
-    raise unknown("axis", axis, [*Recipe.model_fields, *ModelSpec.model_fields])
+    fields = [*Recipe.model_fields, *ModelSpec.model_fields]
+    raise ValueError(f"{unknown('axis', axis, fields)}, or a mapping of values to what each sets")
+
+
+def _plain(axis: str, values: Iterable[Any]) -> Iterator[Scalar]:
+    """Values as they may be those of an axis."""
+    for value in values:
+        if not isinstance(value, str | float | int):
+            raise ValueError(f"{axis}: {shown(value)} is neither text nor a number")
+        yield value
 
 
 def _as_number(text: str) -> float | None:

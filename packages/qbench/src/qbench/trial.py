@@ -5,18 +5,20 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qbench.errors import UserError
-from qbench.frozen import Frozen, Scalar
+from qbench.errors import UserError, first_problem
+from qbench.frozen import Scalar
 from qbench.metrics import QUANTITIES
 from qbench.recipe import Recipe
 from qbench.table import Cell, Table, identity
@@ -33,18 +35,27 @@ _VERSIONS = (
 )
 
 
+_KEY = re.compile("[0-9a-f]{16}")  # of a trial, and the name of its folder
+
 WEIGHTS = "weights.safetensors"
 ARRAYS = "arrays.safetensors"
 """What may stand beside a result: a network's weights, and what figures draw."""
 
 
-class Environment(Frozen):
+class Record(BaseModel):
+    """A read-only record that we wrote ourselves: ten thousand of them are read at once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Environment(Record):
     """Where a trial was run: recorded, never part of its identity.
 
     ``seconds`` is the training time of the whole block that held the trial, over all its
     interruptions, ``block`` its seeds, ``samples_per_second`` what all of them together went
     through in training, ``memory`` the most bytes that the process, or the accelerator, held.
-    ``interruptions`` counts how often it was resumed from a checkpoint.
+    ``interruptions`` counts how often it was resumed from a checkpoint, ``processes`` how many
+    shared each batch.
     """
 
     commit: str | None
@@ -59,9 +70,10 @@ class Environment(Frozen):
     memory: int | None = None
     interruptions: int = 0
     compiled: bool = False
+    processes: int = 1
 
 
-class Result(Frozen):
+class Result(Record):
     """What a trial left: one cell, one seed.
 
     ``multiply_adds`` are those of one input. ``metrics`` are the values after the last step, None
@@ -74,7 +86,7 @@ class Result(Frozen):
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    key: str
+    key: str = Field(pattern=r"^[0-9a-f]{16}$")
     table: str
     version: int
     axes: dict[str, Scalar]
@@ -131,8 +143,11 @@ class RunFolder:
         self.out = out
         self.path = out / table.id
         self.table = table
+        self._made: list[Path] = []
         if create:
             try:
+                places = (self._locks, self.path, *self.path.parents)
+                self._made = [place for place in places if not place.exists()]
                 self._locks.mkdir(parents=True, exist_ok=True)
                 probe = self._locks / f"probe-{os.getpid()}"
                 probe.touch()
@@ -142,6 +157,12 @@ class RunFolder:
                     f"cannot write to {str(out)!r} ({error.strerror}): "
                     "choose another folder with --out"
                 ) from error
+
+    def give_up(self) -> None:
+        """Remove the folders that were made for this one, as far as nothing is in them."""
+        for place in self._made:
+            with suppress(OSError):
+                place.rmdir()
 
     @property
     def _locks(self) -> Path:
@@ -206,6 +227,8 @@ class RunFolder:
         """All results of this version of the table, in no order."""
         found = []
         for path in self.path.glob("*/result.json"):
+            if not _KEY.fullmatch(path.parent.name):
+                continue  # such as a copy that somebody made
             try:
                 result = read_result(path)
             except UserError:
@@ -225,14 +248,20 @@ def in_order(results: Iterable[Result], cells: Iterable[Cell]) -> list[Result]:
 
 
 def read_result(path: Path) -> Result:
-    """The result in a file; raises ``UserError`` for a file that is none."""
+    """The result in a file; raises ``UserError`` for a file that is none, or another trial's."""
     try:
-        return Result.model_validate_json(path.read_bytes())
+        result = Result.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(
             f"{path} is not a result of this version of qbench "
-            f"({error.errors()[0]['msg']}): delete its folder and run again"
+            f"({first_problem(error)}): delete its folder and run again"
         ) from error
+    if result.key != path.parent.name:
+        raise UserError(
+            f"{path} is the result of trial {result.key}, not of the one that its folder is named "
+            "after: delete its folder and run again"
+        )
+    return result
 
 
 def _is_of_another_version(path: Path, table: Table) -> bool:

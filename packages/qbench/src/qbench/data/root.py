@@ -95,8 +95,14 @@ def data_root(root: Path | None = None) -> Path:
     """
     if root is None:
         chosen = os.environ.get(VARIABLE, "").strip()
-        root = Path(chosen) if chosen else Path.home() / ".cache" / "quadnets" / "data"
-    root = root.expanduser()
+        root = Path(chosen) if chosen else Path("~", ".cache", "quadnets", "data")
+    try:
+        root = root.expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{root} is no folder of image data, for there is no such home directory: name a "
+            f"folder with --data or {VARIABLE}"
+        ) from error
     if root.exists() and not root.is_dir():
         raise UserError(
             f"{root} is a file, not a folder of image data: name one with --data or {VARIABLE}"

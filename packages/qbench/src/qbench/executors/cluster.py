@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -84,6 +85,8 @@ def _connected(address: str) -> Iterator[ModuleType]:
         yield ray
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == LOCAL:
+        _check_place()
     try:
         if address == LOCAL:
             ray.init(address=address, include_dashboard=False, **quiet)
@@ -117,12 +120,25 @@ def import_ray() -> ModuleType:
     return ray
 
 
+def _place() -> Path:
+    """Where Ray keeps what belongs to a cluster of this machine."""
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+
+
+def _check_place() -> None:
+    """Raises ``UserError`` for a place where Ray's workers would end as soon as they begin."""
+    if _place().resolve().is_relative_to(Path(sys.prefix).resolve()):
+        raise UserError(
+            f"--ray {LOCAL}: Ray cannot keep its files in {str(_place())!r}, which lies in the "
+            "folder of this Python: name another in the environment variable RAY_TMPDIR"
+        )
+
+
 def _reach(address: str) -> None:
     """Raises ``OSError`` where nobody listens; Ray itself would try for many minutes."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "")
-        place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-        last = Path(place) / "ray" / "ray_current_cluster"  # the last one started on this machine
+        last = _place() / "ray" / "ray_current_cluster"  # the last one started on this machine
         if not address and last.exists():
             address = last.read_text(encoding="utf-8").strip()
     parts = urlsplit(address if "://" in address else f"//{address}")

@@ -1,0 +1,57 @@
+"""Blocks one after another, each by all the processes that ``torchrun`` has started together."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from qbench.activity import reason_of
+from qbench.block import Block, Setting, follow, keep_freed_memory, run_block
+from qbench.distributed import join, leave, told
+from qbench.errors import UserError
+from qbench.table import Table
+from qbench.trial import Result, RunFolder
+
+_SPOKEN_WITHIN = 5.0
+
+
+def run_together(
+    folder: RunFolder,
+    blocks: Iterable[Block],
+    setting: Setting | None = None,
+    on_progress: Callable[[Block, float], None] = lambda block, fraction: None,
+    on_failure: Callable[[Block, str], None] = lambda block, reason: None,
+) -> Iterator[tuple[Block, list[Result]]]:
+    """Run blocks as the first of torchrun's processes, while the others :func:`take_part`.
+
+    It alone holds locks, reads and writes. A block that fails ends the run, for the processes may
+    then wait for one another; what is recorded stays, and the block goes on from its checkpoint.
+    """
+    setting = setting or Setting()
+    keep_freed_memory()
+    join(setting.device)
+    for block in blocks:
+        progress = partial(on_progress, block)
+        try:
+            results = run_block(folder, block, setting, progress, wait=True)
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            on_failure(block, reason_of(error))
+            return
+        progress(1.0)
+        yield block, results
+    told(None)
+    leave()
+
+
+def take_part(table: Table, setting: Setting) -> None:
+    """Train what the first of torchrun's processes trains, until it has no more."""
+    keep_freed_memory()
+    try:
+        join(setting.device)
+        follow(table, setting)
+        leave()
+    except Exception:
+        # the first one most often meets the same, and speaks of it: torchrun ends it with this one
+        time.sleep(_SPOKEN_WITHIN)
+        raise
