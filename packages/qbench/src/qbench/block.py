@@ -321,18 +321,21 @@ def _training(
     recipe = cell.recipe
     problem = load_problem(cell.dataset, recipe, seeds, setting.root).to(setting.device)
     replicas = [
-        build_model(
-            cell.model,
-            problem.shape,
-            problem.classes,
-            recipe.init_scale,
-            seed,
-            recipe.strategy,
-            start.weights,
+        synchronised(
+            build_model(
+                cell.model,
+                problem.shape,
+                problem.classes,
+                recipe.init_scale,
+                seed,
+                recipe.strategy,
+                start.weights,
+            ),
+            setting.device,
         )
         for seed, start in zip(seeds, starts, strict=True)
     ]
-    model = synchronised(side_by_side(replicas), setting.device).to(setting.device)
+    model = side_by_side(replicas).to(setting.device)
     if has_own_statistics(model):
         setting.on_note(
             "batch norm takes its statistics of each process's share of a batch, not of the whole: "
