@@ -36,7 +36,7 @@ def trained(uris: Sequence[str] | None) -> float:
         out = Path(name)
         folder = RunFolder(out, TABLE, create=True)
         blocks = plan(folder, TABLE.cells(ONLY), TABLE.seeds)
-        publisher = None if uris is None else Publisher(out, [default_uri(out), *uris])
+        publisher = None if uris is None else Publisher(out, [default_uri(out), *uris], TABLE.id)
         started = time.perf_counter()
         for _, results in run_blocks(folder, blocks):
             for result in results:

@@ -207,7 +207,7 @@ def test_the_margin_is_subtracted_from_the_loss_with_its_weight() -> None:
     model = build_model(UCI.grid.model["rank1"], (4,), 3, 1.0, seed=0)
     training = Training(side_by_side([model]), problem, recipe, [0])
     x, y = training.batch()
-    _, mean, loss = training._loss(x, y)
+    _, mean, loss = training._loss(x, y, y.shape[1])
     logits = model(x[0])
     expected = F.cross_entropy(logits, y[0]) - 0.7 * normalized_margin(logits, y[0])
     assert loss[0].item() == pytest.approx(expected.item())

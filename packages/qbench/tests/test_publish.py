@@ -141,7 +141,7 @@ def test_the_publisher_says_what_it_could_not_record_and_records_the_rest(
         taken.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{taken.getsockname()[1]}"  # bound and not listening: refused
         alive = f"sqlite:///{tmp_path / 'alive.db'}"
-        publisher = Publisher(tmp_path, [dead, alive])
+        publisher = Publisher(tmp_path, [dead, alive], "uci")
         for result in found:
             publisher.send(folder.result_path(result.key))
         problem = publisher.close()
@@ -179,7 +179,8 @@ def test_a_run_is_recorded_on_a_server_as_well(tmp_path: Path, server: str) -> N
     reason="root cannot put down its privileges here: no setpriv",
 )
 def test_the_publisher_ends_where_it_may_not_raise_its_priority(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "qbench.publish", "--out", tmp_path, "--to", "sqlite://"]
+    command = [sys.executable, "-m", "qbench.publish", "--out", tmp_path]
+    command += ["--table", "uci", "--to", "sqlite://"]
     if os.geteuid() == 0:
         command = ["setpriv", "--bounding-set", "-sys_nice", *command]
     done = subprocess.run(command, input=b"", capture_output=True, timeout=60, check=False)

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.filterwarnings("default")  # MLflow and what it imports
 
 UCI = load_table("uci")
 SEEDS = 10
-POINTS = 26  # of each curve; the run folder has them all
 
 
 def run(out: Path, dataset: str) -> RunFolder:
@@ -56,7 +55,7 @@ def synced(folder: RunFolder, uri: str) -> tuple[int, str, str]:
 
 
 def assert_whole(store: str, results: list[Result]) -> None:
-    """Every trial is one complete run with every point of its curves that is sent, once."""
+    """Every trial is one complete run with every point of its curves, once."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=store)
@@ -76,9 +75,7 @@ def assert_whole(store: str, results: list[Result]) -> None:
             points = client.get_metric_history(run.info.run_id, metric)
             every = zip(result.step, values, (int(1000 * at) for at in result.time), strict=True)
             recorded = [(p.step, p.value, p.timestamp) for p in points]
-            assert set(recorded) <= set(every)
-            assert len(recorded) == len(set(recorded)) == min(len(values), POINTS)
-            assert max(recorded)[0] == result.step[-1]
+            assert sorted(recorded) == sorted(every)
 
 
 def test_any_number_of_syncs_record_everything_once(tmp_path: Path, folder: RunFolder) -> None:

@@ -243,7 +243,8 @@ def run(
     failed: list[str] = []
     there = sum(folder.has(cell, seed) for cell in cells for seed in range(number))
     started = time.perf_counter()
-    publisher = Publisher(out, [default_uri(out), *([tracking_uri] if tracking_uri else [])])
+    targets = [default_uri(out), *([tracking_uri] if tracking_uri else [])]
+    publisher = Publisher(out, targets, table)
     try:
         for result in folder.results(cells):
             publisher.send(folder.result_path(result.key))

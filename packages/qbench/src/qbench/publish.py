@@ -28,14 +28,16 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from qbench.errors import UserError
+from qbench.running import Unfinished, unfinished
 from qbench.table import Table, load_table
-from qbench.trial import Result, read_result
+from qbench.trial import Result, RunFolder, read_result
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 _METRICS_PER_CALL = 1000  # more is refused by the server
-_POINTS = 26  # of each curve; the run folder has them all
+_LOOK_EVERY = 30.0  # seconds between two looks at what is being trained
 _GATHER = 10.0  # seconds: each publish searches the whole store, so many results share one
 
 
@@ -54,14 +56,34 @@ def publish(results: Iterable[Result], uri: str, out: Path) -> int:
     wanted = list(results)
     if not wanted:
         return 0
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    with FileLock(out / f".publish-{name}.lock"):
+    with _locked(out, uri):
         client = _client(uri)
         added = 0
         for table_id in dict.fromkeys(result.table for result in wanted):
             replica = _Replica(client, load_table(table_id))
             added += sum(replica.add(r) for r in wanted if r.table == table_id)
         return added
+
+
+def publish_unfinished(folder: RunFolder, uri: str) -> int:
+    """Bring a tracking store up to date with what is being trained, as far as there are
+    checkpoints; returns how many trials there are.
+
+    Only what a checkpoint holds is sent: a run that is killed goes on from there, with the same
+    points, so that none is there twice.
+    """
+    found = list(unfinished(folder))
+    if found:
+        with _locked(folder.out, uri):
+            replica = _Replica(_client(uri), folder.table)
+            for trial in found:
+                replica.follow(trial)
+    return len(found)
+
+
+def _locked(out: Path, uri: str) -> FileLock:
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    return FileLock(out / f".publish-{name}.lock")
 
 
 def reach(uri: str) -> int:
@@ -138,21 +160,9 @@ class _Replica:
         started = int(environment.started * 1000)
         ended = started + int(environment.seconds * 1000)
         if not run_id:
-            name = " ".join(str(value) for value in result.axes.values())
-            run = self.client.create_run(
-                self.experiment,
-                start_time=started,
-                run_name=f"{name} seed {result.seed}{' reduced' if result.reduced else ''}",
-                tags={"quadnets.trial": result.key, "mlflow.parentRunId": self.parent},
-            )
-            run_id = run.info.run_id
-        metrics = [
-            Metric(key, value, int(1000 * result.time[index]), result.step[index])
-            for key, index, value in _points(result)
-        ]
-        metrics.append(Metric("block_seconds", environment.seconds, ended, 0))
-        for first in range(0, len(metrics), _METRICS_PER_CALL):
-            self.client.log_batch(run_id, metrics=metrics[first : first + _METRICS_PER_CALL])
+            run_id = self._create_run(result, started)
+        seconds = Metric("block_seconds", environment.seconds, ended, 0)
+        self._log(run_id, [*_points(result), seconds])
         # the tag that makes it complete goes last, in the same transaction as what never changes
         self.client.log_batch(
             run_id,
@@ -165,15 +175,40 @@ class _Replica:
         self.client.set_tag(run_id, "quadnets.complete", "true")
         return True
 
+    def follow(self, trial: Unfinished) -> None:
+        """Create the run of a trial that is being trained, and send its curves so far."""
+        run_id, complete = self.runs.get(trial.key, ("", False))
+        if complete:
+            return
+        if not run_id:
+            run_id = self._create_run(trial, int(1000 * trial.started))
+        self._log(run_id, _points(trial))
 
-def _points(result: Result) -> Iterator[tuple[str, int, float]]:
-    """The curves' finite points, as metric, index and value, thinned evenly with both ends kept."""
-    count = len(result.step)
-    kept = {round(i * (count - 1) / (_POINTS - 1)) for i in range(_POINTS)} if count else set()
-    for key, values in result.history.items():
-        for index in sorted(kept):
-            if math.isfinite(values[index]):
-                yield key, index, values[index]
+    def _create_run(self, trial: Result | Unfinished, started: int) -> str:
+        name = " ".join(str(value) for value in trial.axes.values())
+        run = self.client.create_run(
+            self.experiment,
+            start_time=started,
+            run_name=f"{name} seed {trial.seed}{' reduced' if trial.reduced else ''}",
+            tags={"quadnets.trial": trial.key, "mlflow.parentRunId": self.parent},
+        )
+        return str(run.info.run_id)
+
+    def _log(self, run_id: str, metrics: Sequence["Metric"]) -> None:
+        for first in range(0, len(metrics), _METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=metrics[first : first + _METRICS_PER_CALL])
+
+
+def _points(trial: Result | Unfinished) -> list["Metric"]:
+    """The curves' finite points."""
+    from mlflow.entities import Metric
+
+    return [
+        Metric(name, value, int(1000 * at), step)
+        for name, values in trial.history.items()
+        for step, at, value in zip(trial.step, trial.time, values, strict=True)
+        if math.isfinite(value)
+    ]
 
 
 def _params(result: Result) -> dict[str, str]:
@@ -204,14 +239,15 @@ def _tags(result: Result) -> dict[str, str]:
 
 
 class Publisher:
-    """A process beside the training that publishes result files as they come.
+    """A process beside a table's training that publishes result files as they come, and of what is
+    still being trained the curves in its checkpoints.
 
     The training never waits for it: ``send`` writes a path to its pipe, ``close`` waits until all
     is published and returns what went wrong, an empty text if nothing did.
     """
 
-    def __init__(self, out: Path, uris: Sequence[str]) -> None:
-        command = [sys.executable, "-m", "qbench.publish", "--out", str(out)]
+    def __init__(self, out: Path, uris: Sequence[str], table: str) -> None:
+        command = [sys.executable, "-m", "qbench.publish", "--out", str(out), "--table", table]
         for uri in uris:
             command += ["--to", uri]
         # a file, not a pipe: nobody reads while the training runs, and a full pipe would block
@@ -255,12 +291,14 @@ class Publisher:
 
 
 def main() -> None:
-    """Publish the result files named on standard input until it ends."""
+    """Publish the results named on standard input, and what is being trained, until it ends."""
     parser = argparse.ArgumentParser(prog="python -m qbench.publish", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run folders")
+    parser.add_argument("--table", required=True, help="the table that is run")
     parser.add_argument("--to", action="append", required=True, help="tracking URI; repeatable")
     arguments = parser.parse_args()
     _run_when_idle(True)
+    folder = RunFolder(arguments.out, load_table(arguments.table))
     failed: dict[str, str] = {}
     unsent: dict[str, list[Result]] = {uri: [] for uri in arguments.to}
     for lines in _batches():
@@ -269,6 +307,7 @@ def main() -> None:
             unsent[uri] += results
             try:
                 publish(unsent[uri], uri, arguments.out)
+                publish_unfinished(folder, uri)
             except Exception as error:
                 failed[uri] = f"{uri}: {' '.join(str(error).split())[:300]}"
             else:
@@ -293,7 +332,8 @@ def _run_when_idle(wanted: bool) -> None:
 
 
 def _batches() -> Iterator[list[str]]:
-    """Lines of standard input: those that come within ``_GATHER`` of a first one together."""
+    """Lines of standard input: those that come within ``_GATHER`` of a first one together, and none
+    where there was none for ``_LOOK_EVERY``."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -306,18 +346,22 @@ def _batches() -> Iterator[list[str]]:
             lines.put("")
 
     threading.Thread(target=read, daemon=True).start()
-    while True:
-        batch = [lines.get()]
-        until = time.monotonic() + _GATHER
-        while batch[-1]:
+    ended = False
+    while not ended:
+        batch: list[str] = []
+        until = time.monotonic() + _LOOK_EVERY
+        while not ended:
             try:
-                batch.append(lines.get(timeout=max(0.0, until - time.monotonic())))
+                line = lines.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
                 break
-        if named := [line for line in batch if line]:
-            yield named
-        if not batch[-1]:
-            return
+            if not batch:
+                until = time.monotonic() + _GATHER
+            ended = not line
+            if line:
+                batch.append(line)
+        if batch or not ended:
+            yield batch
 
 
 if __name__ == "__main__":
