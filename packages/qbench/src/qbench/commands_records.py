@@ -145,6 +145,7 @@ def sync(
         raise UserError(f"no results in {str(out)!r}: make them with qbench run, or name --out")
 
     from qbench.publish import publish
+    from qbench.store import reason
 
     console = Console()
     try:
@@ -153,8 +154,7 @@ def sync(
     except Exception as error:
         # whatever MLflow and what it talks through may raise: nothing here depends on it
         typer.echo(
-            f"qbench: {to}: {' '.join(str(error).split())[:300]}. Nothing is lost: run the same "
-            "command again.",
+            f"qbench: {reason(to, error)}. Nothing is lost: run the same command again.",
             err=True,
         )
         raise typer.Exit(1) from None

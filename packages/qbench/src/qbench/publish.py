@@ -12,6 +12,7 @@ one per line, from standard input, and publishes them to every target::
 
 import argparse
 import hashlib
+import json
 import math
 import os
 import queue
@@ -29,6 +30,7 @@ from filelock import FileLock
 
 from qbench.errors import UserError
 from qbench.running import Unfinished, unfinished
+from qbench.store import check_store, reason
 from qbench.table import Table, load_table
 from qbench.trial import Result, RunFolder, read_result
 
@@ -82,7 +84,7 @@ def publish_unfinished(folder: RunFolder, uri: str) -> int:
 
 
 def _locked(out: Path, uri: str) -> FileLock:
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(uri)).hexdigest()[:16]
     return FileLock(out / f".publish-{name}.lock")
 
 
@@ -94,11 +96,13 @@ def reach(uri: str) -> int:
     try:
         return len(_client(uri).search_experiments())
     except Exception as error:  # whatever MLflow and what it talks through may raise
-        raise UserError(f"{uri}: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(reason(uri, error)) from error
 
 
 def _client(uri: str) -> "MlflowClient":
+    check_store(uri)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # what fails is said in a sentence
     # an absent server is reported within seconds rather than minutes; the next publish catches up
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -267,7 +271,8 @@ class Publisher:
         """Hand over a result file."""
         if self._process.stdin is not None and self._process.poll() is None:
             try:
-                self._process.stdin.write(f"{path}\n")
+                # whatever letters and ends of lines its name has
+                self._process.stdin.write(f"{json.dumps(str(path))}\n")
                 self._process.stdin.flush()
             except BrokenPipeError:
                 return  # it has died; close tells why, and the next run catches up
@@ -302,14 +307,14 @@ def main() -> None:
     failed: dict[str, str] = {}
     unsent: dict[str, list[Result]] = {uri: [] for uri in arguments.to}
     for lines in _batches():
-        results = [read_result(Path(line)) for line in lines]
+        results = [read_result(Path(json.loads(line))) for line in lines]
         for uri in arguments.to:
             unsent[uri] += results
             try:
                 publish(unsent[uri], uri, arguments.out)
                 publish_unfinished(folder, uri)
             except Exception as error:
-                failed[uri] = f"{uri}: {' '.join(str(error).split())[:300]}"
+                failed[uri] = reason(uri, error)
             else:
                 unsent[uri].clear()
                 failed.pop(uri, None)
