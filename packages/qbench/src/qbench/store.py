@@ -14,7 +14,7 @@ from urllib.parse import quote
 from qbench.errors import UserError, one_line
 
 _PREFIX = "sqlite:///"
-_PATIENCE = 10.0
+_PATIENCE = 5.0
 """Seconds to wait for another program that writes to the file."""
 
 
