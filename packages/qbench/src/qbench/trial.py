@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -40,6 +40,8 @@ _KEY = re.compile("[0-9a-f]{16}")  # of a trial, and the name of its folder
 WEIGHTS = "weights.safetensors"
 ARRAYS = "arrays.safetensors"
 """What may stand beside a result: a network's weights, and what figures draw."""
+
+_FILES = r"^(weights|arrays)\.safetensors$"
 
 
 class Record(BaseModel):
@@ -103,7 +105,7 @@ class Result(Record):
     history: dict[str, tuple[float, ...]]
     snapshots: dict[int, dict[str, Any]]
     weights: str
-    files: dict[str, str] = Field(default={})
+    files: dict[Annotated[str, Field(pattern=_FILES)], str] = Field(default={})
     environment: Environment
 
     @cached_property
@@ -195,6 +197,8 @@ class RunFolder:
     def write(self, result: Result, files: Mapping[str, bytes] | None = None) -> Path:
         """Write a result, whole or not at all: first what stands beside it, then, by one rename,
         the record itself with the SHA-256 of each file."""
+        if strange := (files or {}).keys() - {WEIGHTS, ARRAYS}:
+            raise ValueError(f"{min(strange)!r} is no file that stands beside a result")
         folder = self.trial_path(result.key)
         folder.mkdir(parents=True, exist_ok=True)
         clear_parts(folder)
@@ -268,7 +272,7 @@ def _is_of_another_version(path: Path, table: Table) -> bool:
     """Whether a result belongs to another version of the table, whatever else the file holds."""
     try:
         found = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return False  # no result at all: reading it says so
     return isinstance(found, dict) and found.get("version", table.version) != table.version
 
