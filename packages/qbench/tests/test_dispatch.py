@@ -37,6 +37,7 @@ TABLE = parse_table(
         long: {kind: low_rank, rank: 4}
         trained: &network {kind: zoo, name: cifar_resnet20}
         tuned: {<<: *network, after: trained, recipe: {epochs: 1}}
+        longer: {<<: *network, recipe: {epochs: 3}}
         tuned-again: {<<: *network, after: tuned, recipe: {epochs: 1}}
     recipe: {lr: 0.1, batch_size: 32, epochs: 2}
     seeds: 3
@@ -149,6 +150,16 @@ def test_several_workers_begin_with_the_longest_blocks() -> None:
     pool = Simulated(2)
     run(pool, blocks)
     assert pool.begun == by_cost
+
+
+def test_a_block_counts_as_long_as_the_chain_that_starts_from_it() -> None:
+    trained, longer = block("trained"), block("longer")
+    tuned, again = block("tuned"), block("tuned-again")
+    assert trained.cost < longer.cost < trained.cost + tuned.cost + again.cost
+    pool = Simulated(2)
+    run(pool, [longer, again, tuned, trained])
+    assert pool.begun == [trained, longer, tuned, again]
+    assert pool.now == trained.cost + tuned.cost + again.cost  # and no longer
 
 
 def test_one_worker_keeps_to_the_order_of_the_table() -> None:

@@ -1,8 +1,11 @@
 """Blocks handed to workers, under the rules that hold wherever these are."""
 
+import heapq
+import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from qbench.block import Block
@@ -71,9 +74,10 @@ def dispatch(
     """Run blocks on a pool; yields each that ended with the results that it added.
 
     Several workers begin with the longest blocks, so that none is left with one at the end. A block
-    that starts from another's weights waits for that one. One that another process is running is
-    tried again when nothing else is left; one whose worker was lost goes to the next worker, and
-    counts as failed after the third. ``on_failure`` is told of each that failed.
+    that starts from another's weights waits for that one, which counts as long as the whole chain
+    behind it. One that another process is running is tried again when nothing else is left; one
+    whose worker was lost goes to the next worker, and counts as failed after the third.
+    ``on_failure`` is told of each that failed.
     """
     queue = _Queue(blocks, longest_first=pool.size > 1)
     lost: Counter[Block] = Counter()
@@ -110,10 +114,10 @@ class _Queue:
 
     def __init__(self, blocks: Iterable[Block], *, longest_first: bool) -> None:
         every = list(blocks)
-        if longest_first:
-            every.sort(key=lambda block: block.cost, reverse=True)
+        chains = _chains(every) if longest_first else {}
+        self._order = {block: (-chains.get(block, 0.0), index) for index, block in enumerate(every)}
         self._open = {(block.cell.key, seed) for block in every for seed in block.seeds}
-        self._ready: deque[Block] = deque()
+        self._ready: list[tuple[float, int, Block]] = []
         self._waiting: defaultdict[tuple[str, int], list[Block]] = defaultdict(list)
         self._elsewhere: deque[Block] = deque()
         for block in every:
@@ -122,14 +126,14 @@ class _Queue:
     def take(self) -> tuple[Block, bool] | None:
         """The next block, and whether to wait for the process that may be running it."""
         if self._ready:
-            return self._ready.popleft(), False
+            return heapq.heappop(self._ready)[-1], False
         if self._elsewhere:
             return self._elsewhere.popleft(), True
         return None
 
     def put_back(self, block: Block) -> None:
         """Take a block up again before all others."""
-        self._ready.appendleft(block)
+        heapq.heappush(self._ready, (-math.inf, self._order[block][1], block))
 
     def put_off(self, block: Block) -> None:
         """Take a block up again when nothing else is left."""
@@ -150,4 +154,22 @@ class _Queue:
             if place in self._open:
                 self._waiting[place].append(block)
                 return
-        self._ready.append(block)
+        heapq.heappush(self._ready, (*self._order[block], block))
+
+
+def _chains(blocks: Sequence[Block]) -> dict[Block, float]:
+    """The cost of each block with that of the longest chain of blocks that start from it."""
+    at = {(block.cell.key, seed): block for block in blocks for seed in block.seeds}
+    behind: dict[Block, set[Block]] = {block: set() for block in blocks}
+    for block in blocks:
+        start = block.cell.after
+        for seed in block.seeds if start is not None else ():
+            before = at.get((start.key, seed)) if start else None
+            if before is not None:
+                behind[before].add(block)
+
+    @cache
+    def chain(block: Block) -> float:
+        return block.cost + max(map(chain, behind[block]), default=0.0)
+
+    return {block: chain(block) for block in blocks}
