@@ -3,6 +3,7 @@
 Every command calls the library and prints.
 """
 
+import io
 import json
 import runpy
 import sys
@@ -78,6 +79,9 @@ def _root(
     ] = False,
 ) -> None:
     """Quadratic networks for timm."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a ? for letters that a terminal does not have
 
 
 @app.command("list", epilog='Example: qzoo list "*_rank*"')

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, get_args
 
 import safetensors.torch
 import timm
-import torch
 from pydantic import ValidationError
 from timm.data.config import resolve_data_config
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from qzoo.hub import HUB_FILE
 from qzoo.index import RECORD, RECORD_TYPE, problem, read_records, replace_files
 from qzoo.models import CifarQResNet
 from qzoo.models.architectures import get_architecture
-from qzoo.pretrained import cfg_of, check_fit
+from qzoo.pretrained import cfg_of, check_finite, check_fit, no_safetensors
 from qzoo.provenance import Dtype, Preprocessing, Provenance, fingerprint
 
 
@@ -128,7 +127,9 @@ def read_folder(folder: str | Path) -> WeightsFolder:
     try:
         get_architecture(record.model)
         state = safetensors.torch.load_file(folder / HUB_FILE)
-    except (safetensors.SafetensorError, ValueError) as error:
+    except safetensors.SafetensorError as error:
+        raise WeightsError(no_safetensors(folder / HUB_FILE, error)) from None
+    except ValueError as error:
         raise WeightsError(f"{folder}: {error}") from None
     _check(state, record)
     return WeightsFolder(folder / HUB_FILE, record, state)
@@ -153,6 +154,4 @@ def _check(state: dict[str, Tensor], record: Provenance) -> None:
     check_fit(state, network.state_dict(), what)
     if _dtype(state) != record.dtype:
         raise WeightsError(f"the weights are {_dtype(state)}, and {record.dtype} by the record")
-    not_finite = [name for name, value in state.items() if not torch.isfinite(value).all()]
-    if not_finite:
-        raise WeightsError(f"the weights are not finite in {min(not_finite)}: training diverged")
+    check_finite(state)

@@ -32,12 +32,18 @@ _ROWS = TypeAdapter(tuple[Provenance, ...])
 def read_index(folder: Path = FOLDER) -> dict[str, Provenance]:
     """The rows of a folder's ``index.json`` by name.
 
-    Raises :class:`qzoo.WeightsError` for a missing or damaged one.
+    Raises :class:`qzoo.WeightsError` for a missing or damaged one, and for a name that is there
+    twice.
     """
     path = folder / "index.json"
     if not path.is_file():
         raise WeightsError(f"{folder} has no index.json: give the folder of an index")
-    return {row.name: row for row in read_records(path, _ROWS)}
+    rows: dict[str, Provenance] = {}
+    for row in read_records(path, _ROWS):
+        if row.name in rows:
+            raise WeightsError(f"{path}: two rows are named {row.name}: keep the right one")
+        rows[row.name] = row
+    return rows
 
 
 def read_records(path: Path, kind: TypeAdapter[Records]) -> Records:
@@ -55,7 +61,10 @@ def problem(error: ValidationError) -> str:
     """The first thing that is wrong with a record, in one line."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or "all of it"
-    return f"{where}: {first['msg']}"
+    said = " ".join(f"{where}: {first['msg']}".split())
+    # nor what would move a terminal's cursor or change its colours
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+    return "".join(shown)[:500]
 
 
 def index_content(rows: Mapping[str, Provenance]) -> bytes:

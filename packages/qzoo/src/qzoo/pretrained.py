@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs, resolve_pretrained_cfg
 from torch import Tensor, nn
@@ -101,6 +102,19 @@ def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what:
             )
 
 
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Raise :class:`qzoo.WeightsError` for tensors with numbers that are not finite."""
+    not_finite = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if not_finite:
+        raise WeightsError(f"the weights are not finite in {min(not_finite)}: training diverged")
+
+
+def no_safetensors(path: Path, error: Exception) -> str:
+    """The sentence for a file that safetensors cannot read."""
+    reason = " ".join(str(error).split())[:300]
+    return f"{path} is damaged, or no safetensors file ({reason}): get it again, or convert it"
+
+
 def _fitting(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The tensors that a network takes: its own trunk, and the head of as many classes.
 
@@ -118,6 +132,7 @@ def _fitting(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         # timm adapts the channels of images
         of_shape[first] = of_shape[first][:, :1].expand(-1, state[first].shape[1], -1, -1)
     check_fit(state, of_shape, f"{cfg['architecture']} with the arguments that were given")
+    check_finite(state)
     return state
 
 
@@ -163,4 +178,4 @@ def _checked_form(path: Path) -> Path:
         with safe_open(path, framework="pt"):
             return path
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is damaged, or no safetensors file: {error}") from None
+        raise WeightsError(no_safetensors(path, error)) from None

@@ -1,6 +1,7 @@
 """Where weights come from: a row of the index, the numbers of a model card, a leaderboard entry."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -11,6 +12,7 @@ from pydantic import (
     JsonValue,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -18,6 +20,7 @@ from qzoo.errors import WeightsError
 
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]  # more overflows sizes of tensors
 Channels = Annotated[tuple[float, ...], Field(min_length=1)]
 
 
@@ -32,7 +35,7 @@ class Preprocessing(_Record):
     1.0
     """
 
-    input_size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    input_size: tuple[Count, Count, Count]
     """Channels, height and width."""
     mean: Channels
     """Subtracted from each channel, whose values are in [0, 1]."""
@@ -99,7 +102,7 @@ class Provenance(_Record):
     """Of the safetensors file, in bytes."""
     dtype: Dtype = "float32"
     """Of the stored tensors with two or more dimensions; a network computes in its own."""
-    num_classes: PositiveInt
+    num_classes: Count
     label_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing
     table: str | None = None
@@ -119,6 +122,15 @@ class Provenance(_Record):
     """The accuracy that this very file was measured to have."""
     licence: str = "apache-2.0"
     """SPDX identifier."""
+
+    @field_validator("recipe")
+    @classmethod
+    def _finite(cls, recipe: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        try:
+            json.dumps(recipe, allow_nan=False)
+        except ValueError:
+            raise ValueError("a number in it is not finite, which JSON cannot hold") from None
+        return recipe
 
     @model_validator(mode="after")
     def _one_name_per_class(self) -> Self:
