@@ -300,9 +300,9 @@ def _measure(
     on_progress: Callable[[float], None],
 ) -> list[Result]:
     """Networks as they are drawn; seconds each, so that an interrupted block begins again."""
-    started = time.time()
+    started, before = time.time(), time.perf_counter()  # the time of day may be set back
     found = measure_networks(cell, seeds, on_progress)
-    environment = _environment(setting, seeds, started, time.time() - started)
+    environment = _environment(setting, seeds, started, time.perf_counter() - before)
     results = []
     for seed, (model, curve) in zip(seeds, found, strict=True):
         findings = Findings(sum(parameter.numel() for parameter in model.parameters()))

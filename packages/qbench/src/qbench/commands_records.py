@@ -108,7 +108,7 @@ def _blocks(one: Status, out: Path, *, detailed: bool) -> Iterator[RenderableTyp
     for activity in one.running:
         yield Text(
             f"running: {_named(one, activity)}, {activity.fraction:.0%} after "
-            f"{format_duration(now - activity.started)}, process {activity.pid} on {activity.host}"
+            f"{format_duration(max(0.0, now - activity.started))}, process {activity.pid} on {activity.host}"
         )
     for activity in one.stopped if detailed else ():
         yield Text(
