@@ -106,9 +106,10 @@ def _blocks(one: Status, out: Path, *, detailed: bool) -> Iterator[RenderableTyp
     """What is running and what failed, a line each."""
     now = time.time()
     for activity in one.running:
+        since = max(0.0, now - activity.started)  # the time of day may have been set back
         yield Text(
             f"running: {_named(one, activity)}, {activity.fraction:.0%} after "
-            f"{format_duration(max(0.0, now - activity.started))}, process {activity.pid} on {activity.host}"
+            f"{format_duration(since)}, process {activity.pid} on {activity.host}"
         )
     for activity in one.stopped if detailed else ():
         yield Text(
