@@ -76,11 +76,13 @@ class MlflowServer:
     ) -> None:
         self.kill()
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
+    def start(self, largest: int | None = None) -> None:
+        """Start it, able to write no file above ``largest`` bytes, and wait until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(self._port), "--workers", "1"]
         command += ["--backend-store-uri", self.store, "--default-artifact-root", str(self._home)]
+        if largest is not None:
+            command = ["prlimit", f"--fsize={largest}", *command]
         self._process = subprocess.Popen(
             command,
             env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
@@ -97,6 +99,13 @@ class MlflowServer:
                 assert self._process.poll() is None, "the server ended"
                 assert time.monotonic() < deadline, "the server did not start"
                 time.sleep(0.2)
+
+    def pause(self, seconds: float) -> None:
+        """Let it answer nothing for some time, and then go on with what it was asked."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        os.killpg(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """End it and all that it started at once, as a power cut does."""

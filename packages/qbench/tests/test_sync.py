@@ -1,5 +1,6 @@
 """MLflow's copy of the results, through dead servers and killed syncs: all there, nothing twice."""
 
+import os
 import random
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from qbench.block import plan
 from qbench.executors import run_blocks
-from qbench.publish import default_uri
+from qbench.publish import default_uri, publish
 from qbench.table import load_table
 from qbench.trial import Result, RunFolder
 
@@ -43,9 +44,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, mlflow_server: Any) -> Iter
         yield started
 
 
-def started(folder: RunFolder, uri: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "qbench", "sync", "--to", uri, "--out", str(folder.out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def started(folder: RunFolder, uri: str, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "qbench", "sync", "--to", uri, "--out", str(folder.out)],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def synced(folder: RunFolder, uri: str) -> tuple[int, str, str]:
@@ -125,6 +131,67 @@ def test_a_server_killed_while_it_records_has_everything_once(tmp_path: Path, se
     status, _, errors = synced(folder, server.uri)
     assert status == 0, errors
     assert_whole(server.store, folder.recorded())
+
+
+def test_a_slow_server_that_does_late_what_was_given_up_has_everything_once(
+    tmp_path: Path, server: Any
+) -> None:
+    folder = run(tmp_path, "wisconsin")
+    process = started(folder, server.uri, MLFLOW_HTTP_REQUEST_TIMEOUT="5")
+    pauses = 0
+    for least in (1, 8, 15):
+        while process.poll() is None and recorded_trials(server.store, folder.recorded()) < least:
+            time.sleep(0.01)
+        if process.poll() is None:
+            server.pause(6.0)  # longer than a request is waited for; then it does that one
+            pauses += 1
+    _, errors = process.communicate(timeout=300)
+    assert pauses > 0
+    if process.returncode:  # it was slower than that by itself
+        assert errors.startswith(f"qbench: {server.uri}: ")
+        status, _, errors = synced(folder, server.uri)
+        assert status == 0, errors
+    assert_whole(server.store, folder.recorded())
+
+
+def test_two_runs_of_a_trial_become_one(tmp_path: Path, folder: RunFolder) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'copy.db'}"
+    first, second = folder.recorded()[:2]
+    assert publish([first, second], uri, tmp_path) == 2
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("uci")
+    assert experiment is not None
+    for tags in (
+        {"quadnets.trial": first.key},
+        {"quadnets.trial": second.key},
+        {"quadnets.table_version": str(UCI.version)},
+    ):
+        client.create_run(experiment.experiment_id, tags=tags)
+    assert publish([first, second], uri, tmp_path) == 0
+    assert_whole(uri, [first, second])
+
+
+def test_a_full_server_is_one_sentence_and_a_later_sync_completes_it(
+    tmp_path: Path, folder: RunFolder, mlflow_server: Any
+) -> None:
+    home = tmp_path / "server"
+    home.mkdir()
+    with mlflow_server(home) as server:
+        server.kill()
+        # no room for more than a few trials
+        server.start(largest=(home / "server.db").stat().st_size + 2**16)
+        status, _, errors = synced(folder, server.uri)
+        assert status == 1
+        assert errors.startswith(f"qbench: {server.uri}: ")
+        assert errors.endswith("Nothing is lost: run the same command again.")
+        server.kill()
+        server.start()
+        assert 0 < recorded_trials(server.store, folder.recorded()) < 30
+        status, _, errors = synced(folder, server.uri)
+        assert status == 0, errors
+        assert_whole(server.store, folder.recorded())
 
 
 def recorded_trials(store: str, results: list[Result]) -> int:

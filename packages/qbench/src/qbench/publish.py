@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
+_ATTEMPTS = 3
 _METRICS_PER_CALL = 1000  # more is refused by the server
 _LOOK_EVERY = 30.0  # seconds between two looks at what is being trained
 _GATHER = 10.0  # seconds: each publish searches the whole store, so many results share one
@@ -58,13 +60,29 @@ def publish(results: Iterable[Result], uri: str, out: Path) -> int:
     wanted = list(results)
     if not wanted:
         return 0
+    added: set[str] = set()
     with _locked(out, uri):
         client = _client(uri)
-        added = 0
-        for table_id in dict.fromkeys(result.table for result in wanted):
-            replica = _Replica(client, load_table(table_id))
-            added += sum(replica.add(r) for r in wanted if r.table == table_id)
-        return added
+        for attempt in range(_ATTEMPTS):
+            try:
+                for replica, results in _replicas(client, wanted):
+                    added.update(result.key for result in results if replica.add(result))
+                break
+            except Exception:  # whatever MLflow and what it talks through may raise
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(2.0**attempt)
+        if attempt:
+            deque(_replicas(client, wanted), 0)  # a request given up may have been carried out
+    return len(added)
+
+
+def _replicas(
+    client: "MlflowClient", wanted: Sequence[Result]
+) -> Iterator[tuple["_Replica", list[Result]]]:
+    """Each table's runs as they are there now, with those of these results that belong to it."""
+    for table in dict.fromkeys(result.table for result in wanted):
+        yield _Replica(client, load_table(table)), [r for r in wanted if r.table == table]
 
 
 def publish_unfinished(folder: RunFolder, uri: str) -> int:
@@ -103,8 +121,9 @@ def _client(uri: str) -> "MlflowClient":
     check_store(uri)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # what fails is said in a sentence
-    # an absent server is reported within seconds rather than minutes; the next publish catches up
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # an absent server is reported within a minute; and a request is never repeated blindly, for a
+    # slow server may have carried it out: publish looks at what is there before it tries again
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow import MlflowClient
 
@@ -112,7 +131,11 @@ def _client(uri: str) -> "MlflowClient":
 
 
 class _Replica:
-    """One table's runs in a tracking store."""
+    """One table's runs in a tracking store, of which each trial has one.
+
+    A request that was given up may have been carried out later: of two runs of a trial the complete
+    one stays, of two parents the one with more children.
+    """
 
     def __init__(self, client: "MlflowClient", table: Table) -> None:
         self.client = client
@@ -121,14 +144,24 @@ class _Replica:
         self.experiment = (
             experiment.experiment_id if experiment else client.create_experiment(table.id)
         )
+        every = list(self._all_runs())
         self.runs: dict[str, tuple[str, bool]] = {}
-        self.parent = ""
-        for run in self._all_runs():
-            tags = run.data.tags
-            if tags.get("quadnets.table_version") == str(table.version):
-                self.parent = run.info.run_id
-            if trial := tags.get("quadnets.trial"):
-                self.runs[trial] = (run.info.run_id, tags.get("quadnets.complete") == "true")
+        for run in sorted(every, key=lambda run: "quadnets.complete" not in run.data.tags):
+            if trial := run.data.tags.get("quadnets.trial"):
+                if trial in self.runs:
+                    client.delete_run(run.info.run_id)
+                else:
+                    self.runs[trial] = (run.info.run_id, "quadnets.complete" in run.data.tags)
+        children = Counter(run.data.tags.get("mlflow.parentRunId") for run in every)
+        version = str(table.version)
+        parents = [
+            run.info.run_id
+            for run in every
+            if run.data.tags.get("quadnets.table_version") == version
+        ]
+        self.parent, *others = sorted(parents, key=children.__getitem__, reverse=True) or [""]
+        for other in others:
+            client.delete_run(other)
         if not self.parent:
             self.parent = self._create_parent()
 
