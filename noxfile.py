@@ -119,6 +119,13 @@ def lowest(session: nox.Session) -> None:
     session.run("python", "-c", RECORDED, out, "xor=1", "uci=33")
 
 
+@nox.session(default=False)
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of everything that the packages depend on, by PyPI's advisories, over the network."""
+    session.install("pip-audit")
+    session.run("pip-audit", "--strict", "--disable-pip", "--no-deps", "-r", constraints(session))
+
+
 def constraints(session: nox.Session) -> str:
     """A file with the workspace's resolved versions, which every session installs under."""
     path = session.create_tmp() + "/constraints.txt"

@@ -284,7 +284,9 @@ class Publisher:
     """
 
     def __init__(self, out: Path, uris: Sequence[str], table: str) -> None:
-        command = [sys.executable, "-m", "qbench.publish", "--out", str(out), "--table", table]
+        # MLflow takes UTF-8 alone for a path, whatever this terminal has
+        command = [sys.executable, "-X", "utf8", "-m", "qbench.publish"]
+        command += ["--out", str(out), "--table", table]
         for uri in uris:
             command += ["--to", uri]
         # a file, not a pipe: nobody reads while the training runs, and a full pipe would block

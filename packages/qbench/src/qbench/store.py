@@ -27,15 +27,22 @@ def check_store(uri: str) -> None:
     if not uri.startswith(_PREFIX):
         return
     name = uri.removeprefix(_PREFIX)
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise UserError(
+            f"{one_line(uri)}: MLflow takes no path that is not UTF-8: set PYTHONUTF8=1 where the "
+            "terminal is why, or record elsewhere, with qbench sync --to sqlite:///FILE"
+        )
     if odd := re.search("[?#%]", name):
         raise UserError(
-            f"{uri}: MLflow finds no file by a path with {odd[0]} in it: record elsewhere, with "
+            f"{one_line(uri)}: MLflow finds no file by a path with {odd[0]} in it: record elsewhere, with "
             "qbench sync --to sqlite:///FILE"
         )
     path = Path(name)
     if not path.exists():
         if not os.access(path.absolute().parent, os.W_OK):
-            raise UserError(f"{uri}: {path.absolute().parent} is no folder that can be written to")
+            raise UserError(
+                f"{one_line(uri)}: {path.absolute().parent} is no folder that can be written to"
+            )
         return
     try:
         with closing(_opened(path)) as store:
@@ -43,9 +50,11 @@ def check_store(uri: str) -> None:
             store.execute("BEGIN IMMEDIATE")  # as every change of the store begins
             store.rollback()
     except sqlite3.Error as error:
-        raise UserError(f"{uri}: {_said(str(error))}") from error
+        raise UserError(f"{one_line(uri)}: {_said(str(error))}") from error
     if known and "alembic_version" not in known:
-        raise UserError(f"{uri}: it is the database of another program: name another file")
+        raise UserError(
+            f"{one_line(uri)}: it is the database of another program: name another file"
+        )
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -54,10 +63,10 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 def reason(uri: str, error: BaseException) -> str:
     """Why a store could not be brought up to date, in a line that begins with its URI."""
-    if isinstance(error, UserError) and str(error).startswith(uri):
+    if isinstance(error, UserError) and str(error).startswith(one_line(uri)):
         return str(error)
     text = re.sub(r"\s*\[SQL: .*|\s*\(Background on this error at: .*", "", one_line(error))
-    return f"{uri}: {_said(text.removeprefix('(sqlite3.OperationalError) ')[:300])}"
+    return f"{one_line(uri)}: {_said(text.removeprefix('(sqlite3.OperationalError) ')[:300])}"
 
 
 def _said(text: str) -> str:
