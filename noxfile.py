@@ -121,7 +121,7 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def audit(session: nox.Session) -> None:
-    """Known vulnerabilities of everything that the packages depend on, by PyPI's advisories, over the network."""
+    """Known vulnerabilities of all that the packages depend on: PyPI is asked, over the network."""
     session.install("pip-audit")
     session.run("pip-audit", "--strict", "--disable-pip", "--no-deps", "-r", constraints(session))
 
