@@ -119,6 +119,10 @@ def reach(uri: str) -> int:
 
 def _client(uri: str) -> "MlflowClient":
     check_store(uri)
+    try:
+        Path.home()
+    except RuntimeError:  # MLflow asks for one while it is imported
+        os.environ["HOME"] = tempfile.gettempdir()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # what fails is said in a sentence
     # an absent server is reported within a minute; and a request is never repeated blindly, for a

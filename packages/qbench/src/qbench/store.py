@@ -34,8 +34,8 @@ def check_store(uri: str) -> None:
         )
     if odd := re.search("[?#%]", name):
         raise UserError(
-            f"{one_line(uri)}: MLflow finds no file by a path with {odd[0]} in it: record elsewhere, with "
-            "qbench sync --to sqlite:///FILE"
+            f"{one_line(uri)}: MLflow finds no file by a path with {odd[0]} in it: record "
+            "elsewhere, with qbench sync --to sqlite:///FILE"
         )
     path = Path(name)
     if not path.exists():
