@@ -170,6 +170,36 @@ def test_no_worker_is_left(run: Run) -> None:
     assert workers_of(os.getpid()) == set()
 
 
+MANY = """
+id: many
+version: 1
+title: Networks of which each seed is a block
+paper: none
+shows: nothing
+main_metric: test_accuracy
+seeds: 200
+grid:
+  dataset: [digits32]
+  model:
+    net: {kind: zoo, name: cifar_resnet20, options: {depths: [1, 1, 1], widths: [2, 2, 2]}}
+recipe: {lr: 0.01, batch_size: 8, train_samples: 8, test_samples: 8, epochs: 1}
+"""
+
+
+def test_two_hundred_blocks_are_each_recorded_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, parse_table(MANY, "many.yaml"), create=True)
+    blocks = plan(folder, folder.table.cells(), 200)
+    assert len(blocks) == 200
+    ended = list(run_on_processes(folder, blocks, jobs=2, threads=1))
+    assert {block for block, _ in ended} == set(blocks)
+    added = [result for _, results in ended for result in results]
+    assert sorted(result.seed for result in added) == list(range(200))
+    assert {r.key: r.weights for r in folder.recorded()} == {r.key: r.weights for r in added}
+    assert len({result.weights for result in added}) == 200
+    assert activities(folder) == []
+    assert not list(folder.path.glob(".checkpoints/*"))
+
+
 # --- workers that are killed, and what ends everything -------------------------------------------
 
 
