@@ -341,5 +341,7 @@ def commit() -> str | None:
 
 def _git(*arguments: str, cwd: Path) -> str:
     command = ["git", *arguments]
-    done = subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(  # noqa: S603 - git, with arguments of ours, and no shell
+        command, cwd=cwd, check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()

@@ -13,7 +13,7 @@ def render_markdown(report: Report) -> str:
     """The report's text; names and sentences in it start no markup of their own."""
     # not a page: what Markdown would take for markup is escaped by the filter `cell`
     environment = jinja2.Environment(
-        autoescape=False,  # noqa: S701
+        autoescape=False,  # noqa: S701 - it is no HTML
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -158,7 +158,8 @@ def inline_svg(name: str, figure: Figure) -> Markup:
     size = f'style="min-width: {width:.0f}px; max-width: {1.4 * width:.0f}px"'
     svg = re.sub(r'width="[^"]*pt" height="[^"]*pt"', size, svg, count=1)
     label = escape(figure.get_label())
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))  # noqa: S704
+    marked = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return Markup(marked)  # noqa: S704 - matplotlib escapes the names that it draws
 
 
 def _interval(value: tuple[float, float] | None, metric: Metric) -> str:
