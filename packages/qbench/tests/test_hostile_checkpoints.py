@@ -13,6 +13,7 @@ import torch
 from qbench.block import Block, Setting, plan
 from qbench.checkpoint import FORMAT
 from qbench.executors import run_blocks
+from qbench.running import unfinished
 from qbench.table import load_table
 from qbench.trial import Result, RunFolder
 
@@ -134,6 +135,19 @@ def test_files_of_others_beside_checkpoints_stay_and_stop_nothing(
     assert [result.weights for result in results] == [result.weights for result in reference]
     assert sorted(newest.parent.iterdir()) == sorted(mine)
     assert {path.read_text(encoding="utf-8") for path in mine} == {"mine"}
+
+
+def test_files_of_others_do_not_hide_how_far_a_block_has_come(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, UCI, create=True)
+    newest, _ = left_in_the_middle(folder)
+    newest.with_name("model.safetensors").write_text("mine", encoding="utf-8")
+    with folder.lock(newest.parent.name):  # as if its process were still training
+        (trial,) = unfinished(folder)
+    assert 0 < trial.step[-1] <= int(newest.name[:12])
+    # a checkpoint that is none is passed over, and the reader goes on
+    named(safetensors.torch.save({"x": torch.ones(1)}, {"quadnets": "[1]"}), newest)
+    with folder.lock(newest.parent.name):
+        assert list(unfinished(folder)) == []
 
 
 def test_where_a_file_stands_in_the_place_of_the_checkpoints(

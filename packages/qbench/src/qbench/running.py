@@ -35,12 +35,14 @@ def unfinished(folder: RunFolder) -> Iterator[Unfinished]:
     for activity, is_held in activities(folder):
         if is_held and activity.state == "running":
             # it may end, and its checkpoint go, at any moment
-            with suppress(OSError, ValueError, KeyError):
+            with suppress(OSError, ValueError, KeyError, TypeError):
                 yield from _trials(folder, activity)
 
 
 def _trials(folder: RunFolder, activity: Activity) -> list[Unfinished]:
-    newest = max(folder.checkpoint_path(activity.block).glob("*.safetensors"), default=None)
+    # by its step; files of others that may lie there have other names
+    ours = folder.checkpoint_path(activity.block).glob("[0-9]*-*.safetensors")
+    newest = max(ours, default=None)
     if newest is None:
         return []
     values = _header(newest)
