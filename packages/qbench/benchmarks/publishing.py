@@ -39,9 +39,8 @@ def trained(uris: Sequence[str] | None) -> float:
         publisher = None if uris is None else Publisher(out, [default_uri(out), *uris], TABLE.id)
         started = time.perf_counter()
         for _, results in run_blocks(folder, blocks):
-            for result in results:
-                if publisher is not None:
-                    publisher.send(folder.result_path(result.key))
+            if publisher is not None:
+                publisher.send(folder, results)
         seconds = time.perf_counter() - started
         if publisher is not None:
             publisher.close()

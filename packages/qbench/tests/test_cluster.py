@@ -35,6 +35,7 @@ from qbench.executors.node import Job, Task, packages, work
 from qbench.table import Table, load_table, parse_table
 from qbench.trial import WEIGHTS, RunFolder
 
+pytest.importorskip("ray", reason="needs the extra quadnets-bench[ray]")
 ray = import_ray()
 
 NOWHERE = Path("/a/folder/that/no/node/sees")

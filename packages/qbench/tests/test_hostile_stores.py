@@ -115,7 +115,7 @@ def test_a_store_that_is_none_of_ours_is_left_as_it_is(
     uri = f"sqlite:///{path}"
     done = qbench("sync", "--to", uri, "--out", str(folder.out), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (
-        1,
+        2,
         f"qbench: {uri}: {said.replace('SCHEMA', schema)}{AGAIN}\n",
     )
     assert path.read_bytes() == before
@@ -130,7 +130,7 @@ def test_a_store_that_another_program_has_locked(
     with locked(path):
         done = qbench("sync", "--to", uri, "--out", str(folder.out), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (
-        1,
+        2,
         f"qbench: {uri}: another program has locked it: end that, or wait until it is done{AGAIN}"
         "\n",
     )
@@ -155,7 +155,7 @@ def test_a_path_at_which_no_store_can_be(
     (tmp_path / "folder").mkdir()
     uri = f"sqlite:///{tmp_path}/{name}"
     done = qbench("sync", "--to", uri, "--out", str(folder.out), cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith(f"qbench: {uri}: {said.format(tmp_path)}")
     assert done.stderr.endswith(f"{AGAIN}\n")
     assert done.stderr.count("\n") == 1

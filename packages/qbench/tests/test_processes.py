@@ -5,7 +5,6 @@ Everything here is real: spawned workers, signals, and a limit of the size of fi
 
 import errno
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -332,6 +331,7 @@ def test_a_failed_block_is_one_sentence_and_exit_status_1(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_is_one_sentence_and_exit_status_2(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
     small = (
         1000,
         resource.RLIM_INFINITY,

@@ -142,8 +142,7 @@ def test_the_publisher_says_what_it_could_not_record_and_records_the_rest(
         dead = f"http://127.0.0.1:{taken.getsockname()[1]}"  # bound and not listening: refused
         alive = f"sqlite:///{tmp_path / 'alive.db'}"
         publisher = Publisher(tmp_path, [dead, alive], "uci")
-        for result in found:
-            publisher.send(folder.result_path(result.key))
+        publisher.send(folder, found)
         problem = publisher.close()
     assert dead in problem
     assert "\n" not in problem

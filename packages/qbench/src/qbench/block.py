@@ -18,7 +18,7 @@ from qbench.build import build_model
 from qbench.checkpoint import Checkpoints, State
 from qbench.cost import Rates, cell_cost, multiply_adds, stacks
 from qbench.data import load_problem
-from qbench.distributed import has_own_statistics, processes, synchronised, told
+from qbench.distributed import has_own_statistics, processes, rank, synchronised, told
 from qbench.expressivity import measure_networks
 from qbench.frozen import Scalar
 from qbench.loop import Curve, Training
@@ -81,6 +81,8 @@ class _Begin:
         """The training from its beginning, or from its checkpoint."""
         cell = Cell(table, self.axes, self.reduced)
         training = _training(cell, self.seeds, setting, self.starts)
+        # for what draws as it trains, such as dropout: of the trial alone, whatever ran before
+        torch.manual_seed(self.seeds[0] + 2**32 * rank())
         for curve, start in zip(training.curves, self.starts, strict=True):
             if start.lost:
                 curve.diverged_at = 0
@@ -224,11 +226,12 @@ def _run(
     facts: dict[str, Any] = {"started": started, "interruptions": 0, "on": _on(setting)}
     if kept is not None:
         facts = {**kept.values["facts"], "interruptions": kept.values["facts"]["interruptions"] + 1}
-        if facts["on"] != _on(setting):
+        before, now = facts["on"], _on(setting)
+        if changed := [name for name in now if before.get(name) != now[name]]:
             setting.on_note(
-                f"{cell} goes on from a checkpoint of another device, number of threads or version "
-                "of a package: its figures may differ in their last digits from those of an "
-                "unbroken run"
+                f"{cell} goes on from a checkpoint under other circumstances "
+                f"({', '.join(changed)}): its figures may differ in their last digits from those "
+                "of an unbroken run"
             )
 
     refused = False

@@ -22,10 +22,10 @@ from rich.table import Table as Grid
 from qbench import __version__
 from qbench.commands_data import Data, data_app
 from qbench.commands_doctor import doctor
-from qbench.commands_records import Out, status, sync
+from qbench.commands_records import Out, complete_table, status, sync
 from qbench.errors import UserError
 from qbench.frozen import Scalar
-from qbench.launch import is_first, is_launched
+from qbench.launch import is_first, is_launched, let_the_first_speak
 from qbench.report.wording import format_duration
 from qbench.table import Table, load_table, table_names
 
@@ -49,12 +49,8 @@ app.command(epilog="Example: qbench sync --to http://localhost:5000")(sync)
 app.command(epilog="Example: qbench doctor --data ~/data")(doctor)
 
 
-def _complete_table(incomplete: str) -> list[str]:
-    return [name for name in table_names() if name.startswith(incomplete)]
-
-
 TableName = Annotated[
-    str, typer.Argument(help="A table's name; see qbench list.", autocompletion=_complete_table)
+    str, typer.Argument(help="A table's name; see qbench list.", autocompletion=complete_table)
 ]
 
 
@@ -179,7 +175,8 @@ def run(
     ray: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS|local", help="A Ray cluster to run blocks on: host:port, auto, local."
+            metavar="ADDRESS|local",
+            help="A Ray cluster for blocks, a processor each: host:port, auto, local.",
         ),
     ] = None,
     data: Data = None,
@@ -241,13 +238,17 @@ def run(
     reduced = quick and loaded.quick is not None
     trials = 0
     failed: list[str] = []
+
+    def fail(block: "Block", reason: str) -> None:
+        failed.append(f"{block.cell}: {reason}")
+        console.print(f"failed: {failed[-1]}", style="red")
+
     there = sum(folder.has(cell, seed) for cell in cells for seed in range(number))
     started = time.perf_counter()
     targets = [default_uri(out), *([tracking_uri] if tracking_uri else [])]
     publisher = Publisher(out, targets, table)
     try:
-        for result in folder.results(cells):
-            publisher.send(folder.result_path(result.key))
+        publisher.send(folder)
         blocks = plan(folder, cells, number)
         with _progress(blocks, console) as on_progress:
             run_all = run_blocks if jobs is None else partial(run_on_processes, jobs=jobs)
@@ -260,11 +261,12 @@ def run(
                 blocks,
                 setting=setting,
                 on_progress=on_progress,
-                on_failure=lambda block, reason: failed.append(f"{block.cell}: {reason}"),
+                on_failure=fail,
             ):
                 trials += len(results)
-                for result in results:
-                    publisher.send(folder.result_path(result.key))
+                publisher.send(folder, results)
+        # what a worker wrote that was lost before it said so, and what others start from
+        publisher.send(folder)
         trained = time.perf_counter() - started
         with console.status("recording the last results in MLflow"):
             problem = publisher.close()
@@ -272,18 +274,18 @@ def run(
         publisher.end()
         _stopped(folder, sys.argv[1:])
     recorded = time.perf_counter() - started - trained
-    report, found = report_of(folder, reduced=reduced)
-    page = write_report(report, found, folder)
-    print_report(report, console)
-    mlflow_ui = f"mlflow ui --backend-store-uri {shlex.quote(default_uri(out))}"
-    console.print(
-        f"{trials} trials run in {trained:.0f} s, {there} were there "
-        "already"
-        + ("" if problem else f"; another {recorded:.0f} s until all were in MLflow")
-        + f".\nReport: {page}\nMLflow: {mlflow_ui}  (then: Model training, {table}, Runs)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if trials or there or not failed:  # else there is nothing to report
+        report, found = report_of(folder, reduced=reduced)
+        page = write_report(report, found, folder)
+        print_report(report, console)
+        mlflow_ui = f"mlflow ui --backend-store-uri {shlex.quote(default_uri(out))}"
+        console.print(
+            f"{trials} trials run in {trained:.0f} s, {there} were there already"
+            + ("" if problem else f"; another {recorded:.0f} s until all were in MLflow")
+            + f".\nReport: {page}\nMLflow: {mlflow_ui}  (then: Model training, {table}, Runs)",
+            highlight=False,
+            soft_wrap=True,
+        )
     if failed:
         typer.echo(
             f"qbench: {len(failed)} of {len(blocks)} blocks failed: {'; '.join(failed[:5])}"
@@ -464,6 +466,7 @@ def main() -> None:
 
 def _fail(message: str) -> None:
     # the help, which stands for a missing command, says nothing more
-    if message.strip() and is_first():
+    let_the_first_speak()
+    if message.strip():
         typer.echo(f"qbench: {' '.join(message.split())}", err=True)
     sys.exit(2)

@@ -24,7 +24,8 @@ _EVERY = 2.0  # seconds between two looks of --watch
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 
 
-def _complete_table(incomplete: str) -> list[str]:
+def complete_table(incomplete: str) -> list[str]:
+    """The tables whose names begin so, for the shell."""
     return [name for name in table_names() if name.startswith(incomplete)]
 
 
@@ -32,7 +33,7 @@ def status(
     table: Annotated[
         str | None,
         typer.Argument(
-            help="A table's name; without one, all that have begun.", autocompletion=_complete_table
+            help="A table's name; without one, all that have begun.", autocompletion=complete_table
         ),
     ] = None,
     seeds: Annotated[
@@ -154,9 +155,7 @@ def sync(
             new = publish(results, to, out)
     except Exception as error:
         # whatever MLflow and what it talks through may raise: nothing here depends on it
-        typer.echo(
-            f"qbench: {reason(to, error)}. Nothing is lost: run the same command again.",
-            err=True,
-        )
-        raise typer.Exit(1) from None
+        raise UserError(
+            f"{reason(to, error)}. Nothing is lost: run the same command again."
+        ) from error
     typer.echo(f"{new} trials were new to {to}, {len(results) - new} were there already.")

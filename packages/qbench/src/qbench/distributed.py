@@ -14,17 +14,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-# a process may wait for hours while the first one measures, or waits for a lock; one that is lost
-# is noticed by torchrun, which ends the others
+# between two blocks a process may wait for hours while the first one measures, or waits for a lock
 _PATIENCE = timedelta(days=7)
+_words: Any = None
 
 
 def join(device: str) -> None:
-    """Join the processes that torchrun has started, each with a GPU of its own if any."""
+    """Join the processes that torchrun has started, each with a GPU of its own if any.
+
+    Within a block torch's own limits hold, after which a lost machine is noticed.
+    """
+    global _words
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group(backend)
+    _words = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 def leave() -> None:
@@ -37,13 +42,18 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Which of the processes this is; the first where it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def own_share() -> slice:
-    """Which of a batch's samples are this process's: every one of as many as there are processes.
+    """Which of a batch's samples are this process's: of P the i-th has i, i + P, i + 2 P …
 
     >>> list(range(8))[own_share()]
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    return slice(dist.get_rank(), None, processes()) if dist.is_initialized() else slice(None)
+    return slice(rank(), None, processes())
 
 
 def told(value: Any = None) -> Any:
@@ -51,7 +61,7 @@ def told(value: Any = None) -> Any:
     if not dist.is_initialized():
         return value
     said = [value]
-    dist.broadcast_object_list(said, src=0)
+    dist.broadcast_object_list(said, src=0, group=_words)
     return said[0]
 
 
@@ -82,7 +92,10 @@ def share_buffers(model: nn.Module) -> None:
 def synchronised(model: nn.Module, device: str) -> nn.Module:
     """The model with statistics of batch norm over all processes, on GPUs, where torch has them."""
     if processes() > 1 and device == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # torch's own would drop the activations that are inside some of timm's norms
+        from timm.layers.norm_act import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(model)
     return model
 
 

@@ -6,7 +6,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Literal
 
@@ -123,9 +123,17 @@ def _gpu() -> Iterator[Check]:
         )
 
 
+def _installed(module: str) -> str:
+    """A module with the name and version of what brings it; empty where nothing does."""
+    if importlib.util.find_spec(module) is None:
+        return ""
+    names = packages_distributions().get(module, [])
+    return ", ".join(f"{name} {version(name)}" for name in dict.fromkeys(names))
+
+
 def _triton() -> Iterator[Check]:
-    if importlib.util.find_spec("triton") is not None:
-        yield Check(what="Triton", verdict="good", found=f"triton {version('triton')}")
+    if found := _installed("triton"):
+        yield Check(what="Triton", verdict="good", found=found)
     else:
         yield Check(
             what="Triton",
@@ -205,8 +213,8 @@ def _tracking(out: Path, uri: str | None) -> Iterator[Check]:
 
 
 def _ray() -> Iterator[Check]:
-    if importlib.util.find_spec("ray") is not None:
-        yield Check(what="Ray", verdict="good", found=f"ray {version('ray')}")
+    if found := _installed("ray"):
+        yield Check(what="Ray", verdict="good", found=found)
     else:
         yield Check(
             what="Ray",

@@ -1,5 +1,6 @@
 """What a run needs of this machine, checked before it begins."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 
 from qbench.data.root import check_files, data_root, downloadable
 from qbench.errors import UserError
+from qbench.launch import is_launched
 from qbench.table import Cell
 
 
@@ -22,6 +24,12 @@ def check_device(device: str) -> None:
     """Raises ``UserError`` for a device that this machine does not have."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_launched() else 1
+    if device == "cuda" and wanted > torch.cuda.device_count():
+        raise UserError(
+            f"torchrun has started {wanted} processes on this machine, which has "
+            f"{torch.cuda.device_count()} GPUs: use at most as many with --nproc-per-node"
+        )
 
 
 def check_compile(device: str) -> None:

@@ -37,7 +37,7 @@ from qbench.trial import Result, RunFolder, read_result
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
 
 _ATTEMPTS = 3
 _METRICS_PER_CALL = 1000  # more is refused by the server
@@ -102,7 +102,10 @@ def publish_unfinished(folder: RunFolder, uri: str) -> int:
 
 
 def _locked(out: Path, uri: str) -> FileLock:
-    name = hashlib.sha256(os.fsencode(uri)).hexdigest()[:16]
+    """The lock of a target, for those that publish from the same folder."""
+    scheme, _, path = uri.partition("sqlite:///")
+    same = f"sqlite:///{Path(path).resolve()}" if path and not scheme else uri.rstrip("/")
+    name = hashlib.sha256(os.fsencode(same)).hexdigest()[:16]
     return FileLock(out / f".publish-{name}.lock")
 
 
@@ -149,13 +152,13 @@ class _Replica:
             experiment.experiment_id if experiment else client.create_experiment(table.id)
         )
         every = list(self._all_runs())
-        self.runs: dict[str, tuple[str, bool]] = {}
+        self.runs: dict[str, Run] = {}
         for run in sorted(every, key=lambda run: "quadnets.complete" not in run.data.tags):
             if trial := run.data.tags.get("quadnets.trial"):
                 if trial in self.runs:
                     client.delete_run(run.info.run_id)
                 else:
-                    self.runs[trial] = (run.info.run_id, "quadnets.complete" in run.data.tags)
+                    self.runs[trial] = run
         children = Counter(run.data.tags.get("mlflow.parentRunId") for run in every)
         version = str(table.version)
         parents = [
@@ -194,14 +197,12 @@ class _Replica:
         """Create or complete the run of a trial; False where it was complete already."""
         from mlflow.entities import Metric, Param, RunTag
 
-        run_id, complete = self.runs.get(result.key, ("", False))
-        if complete:
-            return False
         environment = result.environment
         started = int(environment.started * 1000)
         ended = started + int(environment.seconds * 1000)
-        if not run_id:
-            run_id = self._create_run(result, started)
+        run_id = self._begun(result, started)
+        if run_id is None:
+            return False
         seconds = Metric("block_seconds", environment.seconds, ended, 0)
         self._log(run_id, [*_points(result), seconds])
         # the tag that makes it complete goes last, in the same transaction as what never changes
@@ -218,14 +219,22 @@ class _Replica:
 
     def follow(self, trial: Unfinished) -> None:
         """Create the run of a trial that is being trained, and send its curves so far."""
-        run_id, complete = self.runs.get(trial.key, ("", False))
-        if complete:
-            return
-        if not run_id:
-            run_id = self._create_run(trial, int(1000 * trial.started))
-        self._log(run_id, _points(trial))
+        run_id = self._begun(trial, int(1000 * trial.started))
+        if run_id is not None:
+            self._log(run_id, _points(trial))
 
-    def _create_run(self, trial: Result | Unfinished, started: int) -> str:
+    def _begun(self, trial: Result | Unfinished, started: int) -> str | None:
+        """The run of a trial, created where there is none; None where it is complete.
+
+        One of a training that began at another time, and was given up, goes.
+        """
+        known = self.runs.get(trial.key)
+        if known is not None:
+            if "quadnets.complete" in known.data.tags:
+                return None
+            if known.info.start_time == started:
+                return str(known.info.run_id)
+            self.client.delete_run(known.info.run_id)
         name = " ".join(str(value) for value in trial.axes.values())
         run = self.client.create_run(
             self.experiment,
@@ -233,6 +242,7 @@ class _Replica:
             run_name=f"{name} seed {trial.seed}{' reduced' if trial.reduced else ''}",
             tags={"quadnets.trial": trial.key, "mlflow.parentRunId": self.parent},
         )
+        self.runs[trial.key] = run
         return str(run.info.run_id)
 
     def _log(self, run_id: str, metrics: Sequence["Metric"]) -> None:
@@ -293,6 +303,7 @@ class Publisher:
         command += ["--out", str(out), "--table", table]
         for uri in uris:
             command += ["--to", uri]
+        self._sent: set[str] = set()
         # a file, not a pipe: nobody reads while the training runs, and a full pipe would block
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - close() ends it
         self._process = subprocess.Popen(  # noqa: S603 - our own module, arguments as a list
@@ -306,8 +317,14 @@ class Publisher:
             process_group=0,
         )
 
-    def send(self, path: Path) -> None:
-        """Hand over a result file."""
+    def send(self, folder: RunFolder, results: Iterable[Result] | None = None) -> None:
+        """Hand over results of a folder, by default all in it; each goes once."""
+        for result in folder.recorded() if results is None else results:
+            if result.key not in self._sent:
+                self._sent.add(result.key)
+                self._write(folder.result_path(result.key))
+
+    def _write(self, path: Path) -> None:
         if self._process.stdin is not None and self._process.poll() is None:
             try:
                 # whatever letters and ends of lines its name has
@@ -344,6 +361,7 @@ def main() -> None:
     _run_when_idle(True)
     folder = RunFolder(arguments.out, load_table(arguments.table))
     failed: dict[str, str] = {}
+    doubtful: set[str] = set()  # where a request was given up that may be carried out later
     unsent: dict[str, list[Result]] = {uri: [] for uri in arguments.to}
     for lines in _batches():
         results = [read_result(Path(json.loads(line))) for line in lines]
@@ -352,8 +370,13 @@ def main() -> None:
             try:
                 publish(unsent[uri], uri, arguments.out)
                 publish_unfinished(folder, uri)
+                if uri in doubtful:
+                    with _locked(folder.out, uri):
+                        _Replica(_client(uri), folder.table)
+                    doubtful.discard(uri)
             except Exception as error:
                 failed[uri] = reason(uri, error)
+                doubtful.add(uri)
             else:
                 unsent[uri].clear()
                 failed.pop(uri, None)

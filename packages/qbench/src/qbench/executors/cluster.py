@@ -50,7 +50,6 @@ def run_on_ray(
     on_progress: Callable[[Block, float], None] = lambda block, fraction: None,
     on_failure: Callable[[Block, str], None] = lambda block, reason: None,
     threads: int = 1,
-    at_once: int | None = None,
 ) -> Iterator[tuple[Block, list[Result]]]:
     """Run blocks on a Ray cluster; yields each block with the results that it added.
 
@@ -60,8 +59,7 @@ def run_on_ray(
     installed as it is here: nothing is sent but image data, once to each node that uses it.
 
     A block takes ``threads`` processors of a node, and one of its GPUs where the setting's device
-    is ``cuda``. There are as many out at once as the nodes have room for, whichever join or leave;
-    ``at_once`` is another number, such as for a cluster that grows on demand.
+    is ``cuda``. There are as many out at once as the nodes have room for, whichever join or leave.
 
     Nodes that see the run folder at its own path, on a shared file system, work in it: a block
     whose node is lost goes on from its checkpoint on another. Other nodes send results at the end
@@ -70,7 +68,7 @@ def run_on_ray(
     Raises ``UserError`` where Ray is not installed or the cluster does not answer.
     """
     with _connected(address) as ray:
-        pool = Nodes(ray, folder, setting or Setting(), on_progress, threads, at_once)
+        pool = Nodes(ray, folder, setting or Setting(), on_progress, threads)
         if address == LOCAL and not pool.room():
             raise UserError(f"--ray local: this machine does not have {pool.needs} for a block")
         with pool:
@@ -172,12 +170,11 @@ class Nodes:
         setting: Setting,
         on_progress: Callable[[Block, float], None] = lambda block, fraction: None,
         threads: int = 1,
-        at_once: int | None = None,
         seen_at: Path | None = None,
     ) -> None:
         self._ray, self._folder, self._setting = ray, folder, setting
         self._on_progress = on_progress
-        self._threads, self._at_once = threads, at_once
+        self._threads = threads
         self._gpu = setting.device == "cuda"
         self._room, self._counted, self._looked = 0, -math.inf, -math.inf
         self._said_full = False
@@ -194,9 +191,10 @@ class Nodes:
             packages=packages(),
         )
         self._job = ray.put(job)
-        self._work = ray.remote(work).options(
-            num_cpus=threads, num_gpus=int(self._gpu), max_retries=0, name="qbench block"
-        )
+        # said here, not by options(): Ray then ends a process with its block where it has a GPU,
+        # for CUDA, once begun, stays on the GPU that it has begun on
+        needs = {"num_cpus": threads, "num_gpus": int(self._gpu), "max_retries": 0}
+        self._work = ray.remote(**needs)(work).options(name="qbench block")
 
     def __enter__(self) -> "Nodes":
         self._token.touch()
@@ -229,7 +227,7 @@ class Nodes:
         if not room and not self._said_full:
             self._setting.on_note(f"no node of the cluster has {self.needs}: waiting for one")
         self._said_full = not room
-        return self._at_once or max(1, room)
+        return max(1, room)
 
     def submit(self, block: Block, *, wait: bool) -> None:
         """Send a block to the cluster."""
@@ -353,6 +351,8 @@ class Nodes:
                 continue
             missing = tuple(seed for seed in block.seeds if not self._folder.has(block.cell, seed))
             if missing:
+                # what a run before this one left in the run folder: the block begins again
+                self._folder.activity_path(block.name).unlink(missing_ok=True)
                 self._send(replace(sent, lock=lock), missing, self._before(block.cell, missing))
             else:
                 lock.release()

@@ -104,6 +104,16 @@ def packages() -> dict[str, str]:
 
 def work(job: Job, task: Task, images: Images | None) -> Said:
     """Run a block: in the run folder where it is seen, or apart from it where the task says so."""
+    try:
+        return _worked(job, task, images)
+    except UserError as error:
+        return Said("stop", str(error))
+    except OSError as error:
+        place = " on ".join(filter(None, [error.filename, socket.gethostname()]))
+        return Said("system", error.strerror or str(error), errno=error.errno, place=place)
+
+
+def _worked(job: Job, task: Task, images: Images | None) -> Said:
     for name, number in packages().items():
         if number != job.packages[name]:
             there = f"{name} {number} on {socket.gethostname()}"
@@ -151,13 +161,7 @@ def _apart(job: Job, block: Block, before: tuple[Record, ...]) -> Said:
 def _outcome(folder: RunFolder, block: Block, setting: Setting, *, wait: bool) -> Said:
     notes: list[str] = []
     setting = replace(setting, on_note=notes.append)
-    try:
-        event = attempt(folder, block, setting, lambda block, fraction: None, wait=wait)
-    except UserError as error:
-        return Said("stop", str(error))
-    except OSError as error:
-        place = " on ".join(filter(None, [error.filename, socket.gethostname()]))
-        return Said("system", error.strerror or str(error), errno=error.errno, place=place)
+    event = attempt(folder, block, setting, lambda block, fraction: None, wait=wait)
     if isinstance(event, Done):
         return Said("done", keys=tuple(result.key for result in event.results), notes=notes)
     if isinstance(event, Failed):

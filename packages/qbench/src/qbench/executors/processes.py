@@ -240,7 +240,7 @@ def _how_it_ended(status: int | None) -> str:
     if status is not None and status < 0:
         names = {known.value: known.name for known in signal.Signals}
         name = names.get(-status, f"signal {-status}")
-        memory = ", perhaps for want of memory" if -status == signal.SIGKILL else ""
+        memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{memory}"
     return f"its process ended with status {status}"
 

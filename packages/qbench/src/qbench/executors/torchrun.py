@@ -1,6 +1,5 @@
 """Blocks one after another, each by all the processes that ``torchrun`` has started together."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -10,8 +9,6 @@ from qbench.distributed import join, leave, told
 from qbench.errors import UserError
 from qbench.table import Table
 from qbench.trial import Result, RunFolder
-
-_SPOKEN_WITHIN = 5.0
 
 
 def run_together(
@@ -51,7 +48,7 @@ def take_part(table: Table, setting: Setting) -> None:
         join(setting.device)
         follow(table, setting)
         leave()
-    except Exception:
-        # the first one most often meets the same, and speaks of it: torchrun ends it with this one
-        time.sleep(_SPOKEN_WITHIN)
+    except UserError:
         raise
+    except Exception as error:
+        raise UserError(f"a process beside the first: {reason_of(error)}") from error
