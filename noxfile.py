@@ -54,7 +54,7 @@ def qcore(session: nox.Session) -> None:
 def qzoo(session: nox.Session) -> None:
     """quadnets-zoo on quadnets-core with the extra for ONNX, and no mlflow."""
     onnx = ("onnx", "onnxruntime", "onnxscript")
-    check_package(session, "qzoo", *onnx, absent=("mlflow", "qbench"))
+    check_package(session, "qzoo", "hypothesis", *onnx, absent=("mlflow", "qbench"))
 
 
 @nox.session
