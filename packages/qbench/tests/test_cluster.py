@@ -2,6 +2,7 @@
 last bit, whether or not the nodes see the run folder, and whichever of them are lost."""
 
 import hashlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -35,8 +36,9 @@ from qbench.executors.node import Job, Task, packages, work
 from qbench.table import Table, load_table, parse_table
 from qbench.trial import WEIGHTS, RunFolder
 
-pytest.importorskip("ray", reason="needs the extra quadnets-bench[ray]")
-ray = import_ray()
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("needs the extra quadnets-bench[ray]", allow_module_level=True)
+ray = import_ray()  # not before: it tells Ray to leave the environment as it is
 
 NOWHERE = Path("/a/folder/that/no/node/sees")
 
