@@ -385,7 +385,7 @@ def test_ctrl_c_ends_the_workers_and_keeps_the_results(tmp_path: Path) -> None:
         assert workers_of(process.pid) == workers
         os.killpg(process.pid, signal.SIGINT)  # as a terminal tells it to all
         _, errors = process.communicate(timeout=60)
-        wait_until(lambda: not workers & processes().keys(), 10)
+        wait_until(lambda: not workers & processes().keys(), 60)
     assert process.returncode == 130
     assert 3 <= results() < 220
     assert f"{results()} trials are recorded" in errors
@@ -402,5 +402,5 @@ def test_workers_end_when_the_process_that_has_them_is_killed(tmp_path: Path) ->
         assert len(workers) == 2
         wait_until(lambda: {seen.pid for seen, _ in activities(folder)} == workers)
         process.kill()
-        wait_until(lambda: not workers & processes().keys(), 10)
+        wait_until(lambda: not workers & processes().keys(), 60)
     assert {(seen.state, is_held) for seen, is_held in activities(folder)} == {("running", False)}
