@@ -403,4 +403,5 @@ def test_workers_end_when_the_process_that_has_them_is_killed(tmp_path: Path) ->
         wait_until(lambda: {seen.pid for seen, _ in activities(folder)} == workers)
         process.kill()
         wait_until(lambda: not workers & processes().keys(), 60)
-    assert {(seen.state, is_held) for seen, is_held in activities(folder)} == {("running", False)}
+    # a block that had just ended then has left nothing
+    assert {(seen.state, is_held) for seen, is_held in activities(folder)} <= {("running", False)}
