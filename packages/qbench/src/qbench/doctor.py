@@ -12,7 +12,7 @@ from typing import Literal
 
 from qbench.catalogue import DATASETS
 from qbench.data.root import data_root, downloadable, find_fault
-from qbench.errors import UserError
+from qbench.errors import UserError, one_line
 from qbench.frozen import Frozen
 
 _ROOM = 5e9
@@ -50,7 +50,7 @@ def examine(out: Path, root: Path | None = None, tracking_uri: str | None = None
         try:
             found += check()
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)[:300]
             found.append(
                 Check(
                     what=what,

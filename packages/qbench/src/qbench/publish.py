@@ -65,8 +65,8 @@ def publish(results: Iterable[Result], uri: str, out: Path) -> int:
         client = _client(uri)
         for attempt in range(_ATTEMPTS):
             try:
-                for replica, results in _replicas(client, wanted):
-                    added.update(result.key for result in results if replica.add(result))
+                for replica, own in _replicas(client, wanted):
+                    added.update(result.key for result in own if replica.add(result))
                 break
             except Exception:  # whatever MLflow and what it talks through may raise
                 if attempt == _ATTEMPTS - 1:

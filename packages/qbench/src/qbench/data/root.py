@@ -18,7 +18,7 @@ from typing import Literal
 from urllib.error import URLError
 
 from qbench.catalogue import DATASETS
-from qbench.errors import UserError
+from qbench.errors import UserError, one_line
 
 VARIABLE = "QBENCH_DATA"
 SILENCE = 60.0
@@ -231,7 +231,7 @@ def _download(name: str, staging: Path, root: Path) -> None:
         SSLError,
         RuntimeError,
     ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise UserError(
             f"{info.words} could not be downloaded to {root} ({reason}): without a network, bring "
             f"its files to {root / info.folder}, or as they are published to "

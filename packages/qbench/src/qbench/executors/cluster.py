@@ -27,7 +27,7 @@ from qbench.block import Block, Setting
 from qbench.checkpoint import Checkpoints
 from qbench.data.images import load_images
 from qbench.data.root import downloadable
-from qbench.errors import UserError
+from qbench.errors import UserError, one_line
 from qbench.executors.dispatch import Busy, Done, Event, Failed, Lost, dispatch
 from qbench.executors.node import Job, Record, Said, Task, packages, work
 from qbench.table import Cell
@@ -145,7 +145,7 @@ def _reach(address: str) -> None:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__
 
 
 @dataclass(frozen=True)

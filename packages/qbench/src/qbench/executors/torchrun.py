@@ -1,12 +1,13 @@
 """Blocks one after another, each by all the processes that ``torchrun`` has started together."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 
 from qbench.activity import reason_of
-from qbench.block import Block, Setting, follow, keep_freed_memory, run_block
+from qbench.block import Block, Setting, follow, keep_freed_memory
 from qbench.distributed import join, leave, told
 from qbench.errors import UserError
+from qbench.executors.dispatch import Done, Failed
+from qbench.executors.here import attempt
 from qbench.table import Table
 from qbench.trial import Result, RunFolder
 
@@ -27,16 +28,13 @@ def run_together(
     keep_freed_memory()
     join(setting.device)
     for block in blocks:
-        progress = partial(on_progress, block)
-        try:
-            results = run_block(folder, block, setting, progress, wait=True)
-        except (UserError, OSError):
-            raise
-        except Exception as error:
-            on_failure(block, reason_of(error))
+        event = attempt(folder, block, setting, on_progress, wait=True)
+        if isinstance(event, Failed):
+            on_failure(block, event.reason)
             return
-        progress(1.0)
-        yield block, results
+        if isinstance(event, Done):
+            on_progress(block, 1.0)
+            yield block, event.results
     told(None)
     leave()
 
