@@ -10,7 +10,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "types", "qcore", "qzoo", "timm", "qbench"]
+nox.options.sessions = ["lint", "types", "qcore", "qzoo", "timm", "qbench", "docs"]
 nox.options.error_on_external_run = True
 
 ROOT = Path(__file__).parent
@@ -85,7 +85,48 @@ def timm(session: nox.Session) -> None:
 @nox.session
 def qbench(session: nox.Session) -> None:
     """quadnets-bench on both: real MLflow, real files, a real browser."""
-    check_package(session, "qbench", "hypothesis", "playwright", "ray")
+    browser = ("playwright", "axe-playwright-python")
+    check_package(session, "qbench", "hypothesis", "ray", *browser)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, warnings as errors; its tutorials run, and so does every other example."""
+    session.install(
+        "-c",
+        constraints(session),
+        "furo",
+        "myst-parser",
+        "pytest",
+        "sphinx",
+        "sphinx-gallery",
+        *build_wheels(session, STACK),
+    )
+    threads = {"OMP_NUM_THREADS": "2"}
+    session.run("pytest", "docs", env=threads)
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "docs", "docs/_build", env=threads)
+
+
+@nox.session(name="release-check", default=False)
+def release_check(session: nox.Session) -> None:
+    """What would be released: built, checked, installed where there is nothing else, and run."""
+    folder = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in STACK:
+        package = ("--package", DISTRIBUTIONS[name])
+        # the wheel is built from the source distribution, which so proves to be whole
+        build = ("uv", "build", "--quiet", *package, "--out-dir", str(folder))
+        session.run_install(*build, external=True)
+    files = sorted(str(path) for path in folder.glob("*.[tw]*"))
+    session.install("-c", constraints(session), "twine")
+    session.run("twine", "check", "--strict", *files)
+    session.install("-c", constraints(session), *[f for f in files if f.endswith(".whl")])
+    session.run("python", "-c", README_RUNS, *[f"packages/{name}/README.md" for name in STACK])
+    session.run("python", "-c", README_RUNS, "README.md")
+    out = session.create_tmp() + "/runs"
+    session.run("qbench", "run", "uci", "--quick", "--only", "dataset=iris", "--out", out)
+    session.run("qbench", "report", "uci", "--quick", "--out", out)
+    session.run("qzoo", "info", "qresnet20")
 
 
 @nox.session(default=False)
@@ -196,6 +237,17 @@ def check_package(
         env={"OMP_NUM_THREADS": "1", "RAY_TMPDIR": tempfile.gettempdir()},
     )
 
+
+README_RUNS = """
+import os, re, sys, tempfile
+from pathlib import Path
+texts = [Path(name).read_text(encoding="utf-8") for name in sys.argv[1:]]
+os.chdir(tempfile.mkdtemp())
+for text in texts:
+    names = {}
+    for code in re.findall(r"```python\\n(.*?)```", text, re.DOTALL):
+        exec(code, names)
+"""
 
 PROOF = """
 import importlib.util, sys

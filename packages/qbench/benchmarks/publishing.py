@@ -1,6 +1,6 @@
 """What recording in MLflow costs the training beside it: ratios in one process.
 
-    uv run python packages/qbench/benchmarks/publishing.py [--pairs 15] [--out FILE]
+    uv run python packages/qbench/benchmarks/publishing.py [sqlite dead] [--pairs 15] [--out FILE]
 
 Blocks of ``uci`` are trained with the process that records them, and without; what it still has to
 record when training ends is waited for outside the measurement. Its targets are the SQLite store
@@ -50,6 +50,7 @@ def trained(uris: Sequence[str] | None) -> float:
 def main() -> None:
     """Measure both stores, print the ratios and write them."""
     parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("stores", nargs="*", metavar="STORE", help="sqlite, dead; or both")
     parser.add_argument("--pairs", type=int, default=15, help="pairs per row, 15 or more")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
@@ -59,7 +60,11 @@ def main() -> None:
         silent.listen()  # it takes a connection, and never answers
         dead = f"http://127.0.0.1:{silent.getsockname()[1]}"
         trained(None)
-        for what, uris in (("SQLite", []), ("SQLite and a dead server", [dead])):
+        stores = {"sqlite": ("SQLite", []), "dead": ("SQLite and a dead server", [dead])}
+        if unknown := set(arguments.stores) - stores.keys():
+            parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(stores)}")
+        for name in arguments.stores or stores:
+            what, uris = stores[name]
             found = []
             for index in range(arguments.pairs):
                 first, second = (uris, None) if index % 2 else (None, uris)

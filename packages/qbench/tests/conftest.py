@@ -1,17 +1,20 @@
 """What several test files share: a table that was really run, a server that can be killed."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import pytest
+from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from qbench.block import plan
 from qbench.executors import run_blocks
@@ -119,3 +122,43 @@ class MlflowServer:
 def mlflow_server() -> type[MlflowServer]:
     """A server in a folder: ``with mlflow_server(home) as server``."""
     return MlflowServer
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real browser; skips where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("neither chromium nor google-chrome is installed")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+class Visit:
+    """A page opened from its file or address, with all that it asked for and complained about."""
+
+    def __init__(self, browser: Browser, where: Path | str, **options) -> None:
+        self.page: Page = browser.new_page(**options)
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.page.route("**/*", self._watch)
+        self.page.on("console", lambda message: self.errors.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(where.as_uri() if isinstance(where, Path) else where)
+
+    def _watch(self, route: Route) -> None:
+        self.requests.append(route.request.url)
+        if route.request.url.startswith(("file:", "http://127.0.0.1:")):
+            route.continue_()
+        else:
+            route.abort()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Callable[..., Visit]:
+    """Open a page in a real browser: ``visit(path, viewport=…)``."""
+    return partial(Visit, browser)

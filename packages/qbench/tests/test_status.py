@@ -149,7 +149,7 @@ def test_ten_thousand_trials_are_counted_and_reported_within_seconds(tmp_path: P
     began = time.process_time()
     for path in folder.path.glob("*/result.json"):
         json.loads(path.read_bytes())
-    most = max(3.0, 6 * (time.process_time() - began))
+    most = max(3.0, 10 * (time.process_time() - began))
     for arguments in (["status", "uci", "--seeds", "230"], ["list"], ["report", "uci", "--json"]):
         before = os.times()
         said = qbench(*arguments, *([] if arguments == ["list"] else ["--out", str(tmp_path)]))

@@ -14,7 +14,8 @@ class DatasetInfo:
     ``words`` is what it is called, ``about`` what its samples are, ``source`` the library that has
     or downloads it. ``torchvision`` is the class of torchvision's that does, ``folder`` where its
     files lie and ``archive`` where the files do in which it is published, both under the root of
-    all image data.
+    all image data. ``timm`` is its name in timm's dataset factory, ``tag`` what weights' tags call
+    it.
 
     >>> DATASETS["cifar10"].features
     3072
@@ -30,6 +31,8 @@ class DatasetInfo:
     torchvision: str = ""
     folder: str = ""
     archive: str = ""
+    timm: str = ""
+    tag: str = ""
 
     @property
     def features(self) -> int:
@@ -64,6 +67,8 @@ DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
             words="Digits of 32×32",
             about="scikit-learn's digits as images, every pixel four by four",
             folder="digits32",
+            timm="torch/image_folder",
+            tag="digits",
         ),
         "mnist": DatasetInfo(
             (1, 28, 28),
@@ -76,6 +81,8 @@ DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
             torchvision="MNIST",
             folder="MNIST/raw",
             archive="MNIST/raw/*-ubyte.gz",
+            timm="torch/mnist",
+            tag="mnist",
         ),
         "fmnist": DatasetInfo(
             (1, 28, 28),
@@ -88,6 +95,8 @@ DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
             torchvision="FashionMNIST",
             folder="FashionMNIST/raw",
             archive="FashionMNIST/raw/*-ubyte.gz",
+            timm="torch/fashion_mnist",
+            tag="fmnist",
         ),
         "cifar10": DatasetInfo(
             (3, 32, 32),
@@ -100,6 +109,8 @@ DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
             torchvision="CIFAR10",
             folder="cifar-10-batches-py",
             archive="cifar-10-python.tar.gz",
+            timm="torch/cifar10",
+            tag="c10",
         ),
     }
 )

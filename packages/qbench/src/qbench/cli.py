@@ -1,4 +1,5 @@
-"""The command line: ``qbench list | run | status | report | sync | data | export | doctor``.
+"""The command line: ``qbench list | run | status | report | sync | data | export | leaderboard |
+doctor``.
 
 Every command calls the library and prints.
 """
@@ -22,6 +23,7 @@ from rich.table import Table as Grid
 from qbench import __version__
 from qbench.commands_data import Data, data_app
 from qbench.commands_doctor import doctor
+from qbench.commands_leaderboard import leaderboard_app
 from qbench.commands_records import Out, complete_table, status, sync
 from qbench.errors import UserError
 from qbench.frozen import Scalar
@@ -44,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(leaderboard_app, name="leaderboard")
 app.command(epilog="Example: qbench status uci --watch")(status)
 app.command(epilog="Example: qbench sync --to http://localhost:5000")(sync)
 app.command(epilog="Example: qbench doctor --data ~/data")(doctor)

@@ -1,10 +1,7 @@
 """A trial's weights as a folder that ``qzoo bundle`` and ``qzoo publish`` take."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
@@ -12,9 +9,8 @@ from torch import Tensor, nn
 
 from qbench.build import build_model
 from qbench.catalogue import DATASETS
-from qbench.data.image_folder import write_image_folder
+from qbench.data.image_folder import image_root
 from qbench.data.images import load_images, normalisation, parts
-from qbench.data.root import data_root
 from qbench.errors import UserError
 from qbench.report.wording import format_value
 from qbench.table import Cell, load_table, table_names
@@ -23,14 +19,6 @@ from qzoo import WeightsError
 from qzoo.evaluation import TOLERANCE, evaluate
 from qzoo.folder import read_folder, save_weights
 from qzoo.provenance import Evaluation, Preprocessing, Provenance
-
-# What timm calls each dataset, and how a tag does.
-_NAMES = MappingProxyType(
-    {
-        "cifar10": ("torch/cifar10", "c10"),
-        "digits32": ("torch/image_folder", "digits"),
-    }
-)
 
 
 def exportable(out: Path) -> list[Result]:
@@ -99,23 +87,22 @@ def export(
         raise UserError(
             f"trial {result.key} is not of this version of table {table.id!r}: run it again"
         )
-    if cell.dataset not in _NAMES:
+    info = DATASETS[cell.dataset]
+    if not info.timm:
         raise UserError(
             f"trial {result.key} was trained on {cell.dataset}, for which the zoo has no networks: "
-            f"choose one of {', '.join(_NAMES)}"
+            f"choose one of {', '.join(name for name, known in DATASETS.items() if known.timm)}"
         )
-    dataset, short = _NAMES[cell.dataset]
     model = _network(cell, result.seed, state)
     train, _, _ = parts(load_images(cell.dataset, root), result.recipe)
     mean, std = normalisation(result.recipe.pixels, train[0])
-    info = DATASETS[cell.dataset]
     preprocessing = Preprocessing(
         input_size=info.shape,
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
     )
     facts: dict[str, Any] = {
-        "tag": tag or f"relinear_{short}",
+        "tag": tag or f"relinear_{info.tag}",
         "reduced": result.reduced,
         "preprocessing": preprocessing,
         "table": table.id,
@@ -128,9 +115,9 @@ def export(
         "claimed": result.metrics["test_accuracy"],
     }
     try:
-        with TemporaryDirectory() as draft, _images(cell.dataset, root) as images:
+        with TemporaryDirectory() as draft, image_root(cell.dataset, root) as images:
             save_weights(model, draft, **facts)
-            evaluation = evaluate(read_folder(draft).model(), dataset, root=images)
+            evaluation = evaluate(read_folder(draft).model(), info.timm, root=images)
         _check_accuracy(result, evaluation)
         return save_weights(model, to, evaluation=evaluation, **facts)
     except (TypeError, WeightsError) as error:
@@ -160,14 +147,3 @@ def _network(cell: Cell, seed: int, state: dict[str, Tensor]) -> nn.Module:
     model = build_model(spec, info.shape, info.classes, 1.0, seed, cell.recipe.strategy)
     model.load_state_dict(state)
     return model
-
-
-@contextmanager
-def _images(dataset: str, root: Path | None) -> Iterator[Path]:
-    """The folder under which timm finds the dataset's images."""
-    if dataset != "digits32":
-        yield data_root(root)
-        return
-    with TemporaryDirectory() as folder:
-        write_image_folder(Path(folder))
-        yield Path(folder) / DATASETS[dataset].folder

@@ -230,11 +230,14 @@ class RunFolder:
     def recorded(self) -> list[Result]:
         """All results of this version of the table, in no order."""
         found = []
-        for path in self.path.glob("*/result.json"):
-            if not _KEY.fullmatch(path.parent.name):
-                continue  # such as a copy that somebody made
+        names = os.listdir(self.path) if self.path.is_dir() else []
+        # others are such as a copy that somebody made; a glob would look twice at each of thousands
+        for key in filter(_KEY.fullmatch, names):
+            path = self.result_path(key)
             try:
                 result = read_result(path)
+            except FileNotFoundError:
+                continue  # a trial that was killed before its result
             except UserError:
                 if not _is_of_another_version(path, self.table):
                     raise

@@ -1,7 +1,7 @@
 """Accuracy, measured in one way: a network, a dataset of timm's factory, its own preprocessing."""
 
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -39,6 +39,7 @@ def evaluate(
     workers: int = 0,
     download: bool = False,
     progress: bool = False,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Evaluation:
     """Top-1 accuracy, and mean cross entropy, over all images of a dataset.
 
@@ -54,6 +55,8 @@ def evaluate(
         workers: processes that load images.
         download: whether torchvision may download a dataset given by name.
         progress: whether to show a bar on standard error.
+        observe: is called with the logits ``(B, classes)`` and labels ``(B,)`` of each batch, in
+            float32: for measuring more than accuracy, such as ``qcore.MarginMeter().update``.
 
     Raises ``FileNotFoundError`` where the dataset is not, or not whole, under ``root``, and
     ``ValueError`` for an unknown name or split, an empty dataset, a device that is not there, for
@@ -87,6 +90,8 @@ def evaluate(
             images += len(labels)
             correct += int((logits.argmax(1) == labels).sum())
             loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            if observe is not None:
+                observe(logits, labels)
     if not images:
         raise ValueError(f"dataset={name!r} has no images")
     if not math.isfinite(loss):

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,7 @@ from PIL import Image
 
 from qbench.catalogue import DATASETS
 from qbench.data.images import load_images
-from qbench.data.root import Fault, fetch_command, not_whole
+from qbench.data.root import Fault, data_root, fetch_command, not_whole
 from qbench.data.tabular import Array
 
 NAME = "digits32"
@@ -57,6 +58,20 @@ def write_image_folder(root: Path) -> bool:
     if fault := find_image_fault(root):
         raise not_whole(NAME, fault)
     return True
+
+
+@contextmanager
+def image_root(dataset: str, root: Path | None = None) -> Iterator[Path]:
+    """The folder under which timm's dataset factory finds a dataset's images.
+
+    scikit-learn's digits are written to one that lasts as long as it is used.
+    """
+    if dataset != NAME:
+        yield data_root(root)
+        return
+    with TemporaryDirectory() as folder:
+        write_image_folder(Path(folder))
+        yield Path(folder) / DATASETS[NAME].folder
 
 
 def _images(root: Path) -> Iterator[tuple[Path, Array]]:

@@ -89,30 +89,27 @@ def cross(axes: Axes, x: float, y: float) -> None:
     )
 
 
-def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write each figure as ``<name>.png`` (150 dpi) and ``<name>.svg``; returns the paths.
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> dict[str, str]:
+    """Write each figure as ``<name>.png`` (150 dpi) and ``<name>.svg``; returns the SVG by name.
 
     The same figure gives the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    drawn = {}
     for name, figure in figures.items():
-        png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+        drawn[name] = to_svg(figure)
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=150, metadata={"Software": None})
-        write_whole(png, image.getvalue())
-        write_whole(svg, to_svg(figure))
-        paths += [png, svg]
-    return paths
+        write_whole(folder / f"{name}.png", image.getvalue())
+        write_whole(folder / f"{name}.svg", drawn[name])
+    return drawn
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as SVG, its text as text; the same figure gives the same characters."""
+    """The figure as SVG, its text as text, its label as title; the same figure gives the same
+    characters."""
     buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with mpl.rc_context({"svg.hashsalt": "quadnets", "svg.fonttype": "none"}):
-        figure.savefig(
-            buffer,
-            format="svg",
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )
+        figure.savefig(buffer, format="svg", metadata={**nothing, "Title": figure.get_label()})
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

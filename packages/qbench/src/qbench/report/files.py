@@ -61,9 +61,9 @@ def write_report(report: Report, results: list[Result], folder: RunFolder) -> Pa
     text = json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder.path / f"report{suffix}.json", text + "\n")
     figures = figures_of(report, results, folder)
-    save_figures(figures, folder.path / f"figures{suffix}")
+    drawn = save_figures(figures, folder.path / f"figures{suffix}")
     page = folder.path / f"report{suffix}.html"
-    write_page(report, figures, page)
+    write_page(report, drawn, page)
     write_whole(folder.path / f"report{suffix}.md", render_markdown(report))
     return page
 

@@ -3,17 +3,17 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import unescape
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 
 import jinja2
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
 
+from qbench.errors import UserError
 from qbench.metrics import Metric
 from qbench.report.claims import ClaimReport
-from qbench.report.drawing import to_svg
 from qbench.report.numbers import CellReport, Choices, Report
 from qbench.report.wording import (
     VERDICTS,
@@ -26,6 +26,12 @@ from qbench.report.wording import (
     metric_with_unit,
 )
 from qbench.trial import write_whole
+
+_DRAWN = frozenset(
+    {"svg", "title", "metadata", "defs", "style", "g", "path", "use", "text", "tspan", "image"}
+    | {"clipPath", "rect", "rdf:RDF", "cc:Work", "dc:title"}
+)
+"""The elements that matplotlib draws with."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +54,26 @@ class Run:
     cells: tuple[CellReport, ...]
 
 
-def write_page(report: Report, figures: Mapping[str, Figure], path: Path) -> None:
-    """Write the report's page to ``path``, with the figures inside.
+def write_page(report: Report, figures: Mapping[str, str], path: Path) -> None:
+    """Write the report's page to ``path``, with the figures, SVG by name, inside.
 
     ``report.json`` is expected beside it under the same stem, and named there.
     """
     write_whole(path, render_page(report, figures, path.with_suffix(".json").name))
 
 
-def render_page(report: Report, figures: Mapping[str, Figure], json_name: str) -> str:
-    """The report's page as text; everything from the report is escaped."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
-    template = resources.files("qbench.report") / "page.html.j2"
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+def render_page(
+    report: Report, figures: Mapping[str, str], json_name: str, *, home: str | None = None
+) -> str:
+    """The report's page as text; everything from the report is escaped.
+
+    ``home`` is the page that it belongs to, where it is part of a site.
+    """
+    template = new_environment().from_string(read_part("page.html.j2"))
+    return template.render(
         report=report,
+        style=Markup(read_part("style.css")),  # noqa: S704 - our own file
+        home=home,
         json_name=json_name,
         paper_url=_paper_url(report.paper),
         labels=[report.label([choices]) for choices in report.combinations],
@@ -76,10 +82,25 @@ def render_page(report: Report, figures: Mapping[str, Figure], json_name: str) -
         claims=claim_rows(report),
         panels=[(panel, runs_of(report, panel)) for panel in report.panels],
         has_claims=any(cell.claim or report.claims_of(cell) for cell in report.cells),
-        figures=[
-            (name, figure.get_label(), inline_svg(name, figure)) for name, figure in figures.items()
-        ],
+        figures=[inline_svg(name, svg) for name, svg in figures.items()],
     )
+
+
+def new_environment() -> jinja2.Environment:
+    """How our pages become text: all that is put in is escaped, and nothing may be missing."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    return environment
+
+
+def read_part(name: str) -> str:
+    """A file of this folder that pages are made of."""
+    return (resources.files("qbench.report") / name).read_text(encoding="utf-8")
 
 
 def claim_rows(report: Report) -> list[ClaimRow]:
@@ -146,20 +167,53 @@ def runs_of(report: Report, panel: str) -> list[Run]:
     ]
 
 
-def inline_svg(name: str, figure: Figure) -> Markup:
-    """The figure as an ``svg`` element whose ids are its own, described by the figure's label."""
-    svg = to_svg(figure)
+@dataclass(frozen=True)
+class Inline:
+    """A figure as it stands in a page, and what it shows in words."""
+
+    svg: Markup
+    label: str
+
+
+def inline_svg(name: str, svg: str) -> Inline:
+    """A figure that :func:`to_svg` made as an ``svg`` element whose ids are its own, described by
+    its title.
+
+    Raises ``UserError`` for what was not made so, which may hold anything.
+    """
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    found = re.search(r"<title>(.*?)</title>", svg, re.DOTALL)
+    width = re.search(r'width="([\d.]+)pt" height="[\d.]+pt"', svg)
+    if found is None or width is None or not _is_drawing(svg):
+        raise UserError(f"figure {name} was not drawn by qbench report: draw it again")
+    label = unescape(found.group(1))
     svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r"<title>.*?</title>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(\bxlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
     # never so small that its text cannot be read: its box scrolls then; never blown up either
-    width = 72 * figure.get_size_inches()[0]
-    size = f'style="min-width: {width:.0f}px; max-width: {1.4 * width:.0f}px"'
-    svg = re.sub(r'width="[^"]*pt" height="[^"]*pt"', size, svg, count=1)
-    label = escape(figure.get_label())
-    marked = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-    return Markup(marked)  # noqa: S704 - matplotlib escapes the names that it draws
+    points = float(width.group(1))
+    size = f'style="min-width: {points:.0f}px; max-width: {1.4 * points:.0f}px"'
+    svg = svg.replace(width.group(0), size, 1)
+    marked = svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+    return Inline(Markup(marked), label)  # noqa: S704 - matplotlib escapes the names that it draws
+
+
+def _is_drawing(svg: str) -> bool:
+    """Whether an SVG has nothing but what matplotlib draws with: no script, no link, no event."""
+    for piece in svg[svg.index("<svg") :].split("<")[1:]:
+        tag = piece.partition(">")[0]
+        name = re.match(r"/?([A-Za-z:]+)", tag)
+        if tag.count('"') % 2 or name is None or name.group(1) not in _DRAWN:
+            return False
+        for attribute, value in re.findall(r'([\w:-]+)\s*=\s*"([^"]*)"', tag):
+            if attribute.lower().startswith("on") or "javascript:" in value.lower():
+                return False
+            if attribute.endswith("href") and not value.startswith(("#", "data:image/png;")):
+                return False
+    return True
 
 
 def _interval(value: tuple[float, float] | None, metric: Metric) -> str:

@@ -1,0 +1,130 @@
+"""The figures of the pages, each a function that makes it from data; their look is the reports'."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import qcore
+from qbench.report.drawing import INK, MUTED, new_figure, style
+from qcore import analysis
+
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+
+
+def neuron() -> Figure:
+    """What one neuron sees of the plane: a line, or a conic."""
+    figure = new_figure("", width=7.2, height=2.6, mark="")
+    grid = torch.linspace(-2, 2, 201)
+    plane = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1).view(-1, 2)
+    linear = nn.Linear(2, 1)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1.0, -0.7]]))
+        linear.bias.fill_(0.3)
+    panels = {"linear: w·x + b": linear}
+    for title, values in {
+        "quadratic: an ellipse": ([1.0, 0.4], [0.2, -1.0], [0.9, 0.8], -1.2),
+        "quadratic: a hyperbola": ([1.0, 1.0], [1.0, -1.2], [0.0, 0.1], -0.3),
+        "quadratic: a parabola": ([0.0, 1.0], [0.0, 0.0], [0.8, 0.0], -1.0),
+    }.items():
+        panels[title] = _quadratic(*values)
+    axes = figure.subplots(1, len(panels))
+    for one, (title, layer) in zip(axes, panels.items(), strict=True):
+        with torch.no_grad():
+            values = layer(plane).view(201, 201).numpy()
+        one.contourf(grid, grid, values > 0, levels=[-0.5, 0.5, 1.5], colors=["#ffffff", "#cfe4f2"])
+        one.contour(grid, grid, values, levels=[0.0], colors=BLUE, linewidths=1.8)
+        style(one, title)
+        one.set_aspect("equal")
+        one.set_xticks([])
+        one.set_yticks([])
+    return figure
+
+
+def _quadratic(r: list[float], g: list[float], b: list[float], constant: float) -> nn.Module:
+    """One quadratic neuron with these weights; its linear factor g has the constant 1."""
+    layer = qcore.QuadraticLinear(2, 1)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer["r"].weight.copy_(torch.tensor([r]))
+        layer["g"].weight.copy_(torch.tensor([g]))
+        layer["b"].weight.copy_(torch.tensor([b]))
+        layer["b"].bias.fill_(constant)
+    return layer
+
+
+def pieces() -> Figure:
+    """One input, one hidden layer of three neurons: a broken line, or pieces of parabolas."""
+    figure = new_figure("", width=7.2, height=2.6, mark="")
+    x = torch.linspace(-2, 2, 801).unsqueeze(1)
+    axes = figure.subplots(1, 2, sharey=True)
+    for one, neurons, colour in zip(axes, ("linear", "quadratic"), (ORANGE, BLUE), strict=True):
+        torch.manual_seed(4)
+        hidden = qcore.QuadraticLinear(1, 3, neuron=neurons)
+        if neurons == "quadratic":
+            for name in ("g", "b"):
+                nn.init.normal_(hidden[name].weight, std=0.9)
+        network = nn.Sequential(hidden, nn.ReLU(), nn.Linear(3, 1))
+        with torch.no_grad():
+            y = network(x).squeeze(1).numpy()
+        one.plot(x.squeeze(1), (y - y.mean()) / np.ptp(y), color=colour, linewidth=1.8)
+        style(one, f"three {neurons} neurons and ReLU", xlabel="x", ylabel="network")
+    return figure
+
+
+def relinear() -> Figure:
+    """Where ReLinear starts, and what γ lets move."""
+    figure = new_figure("", width=7.2, height=2.6, mark="")
+    axes = figure.subplots()
+    steps = np.arange(0, 400)
+    for gamma, colour in ((0.0, MUTED), (0.01, GREEN), (0.1, BLUE), (1.0, ORANGE)):
+        torch.manual_seed(0)
+        layer = qcore.QuadraticLinear(8, 4)
+        strategy = qcore.ReLinear(gamma=gamma)
+        strategy.init_(layer)
+        optimizer = strategy.attach(torch.optim.SGD(strategy.param_groups(layer, lr=0.02)))
+        x = torch.randn(256, 8)
+        target = (x[:, :4] * x[:, 4:]) + x[:, :4]
+        sizes = []
+        for _ in steps:
+            loss = nn.functional.mse_loss(layer(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            sizes.append(
+                float(layer["g"].weight.detach().norm() + layer["b"].weight.detach().norm())
+            )
+        axes.plot(steps, sizes, color=colour, linewidth=1.8, label=f"γ = {gamma:g}")
+    style(axes, "", xlabel="step", ylabel="size of the quadratic weights")
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=4)
+    return figure
+
+
+def spectrum() -> Figure:
+    """The eigenvalues of a dense form, and of a sum of squares."""
+    figure = new_figure("", width=7.2, height=2.4, mark="")
+    axes = figure.subplots(1, 2)
+    torch.manual_seed(0)
+    heads = {
+        "dense form: any symmetric matrix": qcore.QuadraticForm(16, 1),
+        "low rank: a sum of 4 squares": qcore.LowRankForm(16, 1, rank=4),
+    }
+    for one, (title, head) in zip(axes, heads.items(), strict=True):
+        values = analysis.spectrum(head).values[0]
+        colours = [BLUE if value >= 0 else ORANGE for value in values]
+        one.bar(range(1, 17), values, color=colours, width=0.7)
+        one.axhline(0, color=INK, linewidth=0.6)
+        style(one, title, xlabel="eigenvalue, by magnitude")
+    return figure
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "neuron": neuron,
+    "pieces": pieces,
+    "relinear": relinear,
+    "spectrum": spectrum,
+}
+"""Every figure by name."""

@@ -1,0 +1,46 @@
+"""Every example of every page runs, and every command that a page shows is one that there is."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from qbench.cli import app as qbench_app
+from qzoo.cli import app as qzoo_app
+
+HERE = Path(__file__).parent
+PAGES = sorted(path for path in HERE.rglob("*.md") if not {"_build", "tutorials"} & set(path.parts))
+COMMANDS = {"qbench": qbench_app, "qzoo": qzoo_app}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(HERE).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_examples_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(code, str(page), "exec"), names)  # noqa: S102 - the page's own code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_commands_of_a_page_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for line in re.findall(r"^ {4}((?:qbench|qzoo) [^#\n]*)", text, re.MULTILINE):
+        program, *rest = shlex.split(line)
+        command = typer.main.get_command(COMMANDS[program])
+        while isinstance(command, typer.core.TyperGroup):
+            name, *rest = rest
+            assert name in command.commands, line
+            command = command.commands[name]
+        command.make_context(command.name, rest)
+
+
+def test_there_are_pages() -> None:
+    assert len(PAGES) > 8
