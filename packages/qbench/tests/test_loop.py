@@ -1,6 +1,8 @@
 """The loop: gradient descent as written, seeds that do not see each other, divergence as a
 result."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -223,6 +225,39 @@ def test_an_exploding_loss_is_divergence_though_it_is_finite() -> None:
     first = curve.metrics["train_loss"][0]
     assert max(curve.metrics["train_loss"]) <= 20 * first
     assert max(curve.step) <= curve.diverged_at
+
+
+class LateInEvaluation(nn.Module):
+    """A linear classifier that is of use in evaluation only after some steps, as one is whose batch
+    norm has seen too few batches."""
+
+    def __init__(self, late: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.late = late
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.steps += 1
+        elif self.steps < self.late:
+            return self.linear(x) * torch.nan
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(("late", "diverged_at"), [(5, None), (1000, 12)])
+def test_a_loss_that_evaluation_alone_does_not_have_is_no_divergence(
+    late: int, diverged_at: int | None
+) -> None:
+    """But for the end: what is left then is a network of no use."""
+    more = {"batch_size": 40, "log_every": 1, "train_metrics": "running", "epochs": 4}
+    recipe = digits(test_fraction=0.2, scaling="maxabs", **more)
+    problem = load_problem("iris", recipe, [0])
+    torch.manual_seed(0)
+    (curve,) = Training(side_by_side([LateInEvaluation(late)]), problem, recipe, [0]).run()
+    assert curve.diverged_at == diverged_at
+    assert math.isnan(curve.metrics["test_loss"][2])
+    assert all(map(math.isfinite, curve.metrics["train_loss"][1:]))
 
 
 def test_images_in_a_whole_batch_give_the_gradient_of_all_of_them(

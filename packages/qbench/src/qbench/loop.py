@@ -306,8 +306,10 @@ class Training:
         columns = {name: value.tolist() for name, value in values.items()}
         now = time.time()
         for seed, curve in enumerate(self.curves):
-            if any(not math.isfinite(columns[name][seed]) for name in _LOSSES if name in columns):
-                # by the last update, which no loss of a batch has seen yet
+            lost = any(not math.isfinite(columns[n][seed]) for n in _LOSSES if n in columns)
+            if lost and (self.step == self.steps or self._is_broken(seed)):
+                # by the last update, which no loss of a batch has seen yet; else it is for
+                # evaluation alone, whose averages of batch norm follow the network from behind
                 curve.diverged_at = curve.diverged_at or self.step
             if curve.diverged_at is not None:
                 continue
@@ -318,6 +320,12 @@ class Training:
             if self.step in self.recipe.snapshots:
                 state = self.model.replica_state(seed)
                 curve.snapshots[self.step] = {k: value.tolist() for k, value in state.items()}
+
+    def _is_broken(self, seed: int) -> bool:
+        """Whether a parameter of a seed is not finite."""
+        names = {name for name, _ in self.model.module.named_parameters()}
+        state = self.model.replica_state(seed)
+        return any(not bool(state[name].isfinite().all()) for name in names)
 
     def _mark_diverged(self) -> None:
         """Note, per seed, the first step since the last recorded one whose loss was bad."""
