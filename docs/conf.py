@@ -6,6 +6,8 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
+from qbench.report.drawing import save_figures
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
@@ -22,7 +24,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "gallery"]
+exclude_patterns = ["_build", "gallery", "generated"]
 html_theme = "furo"
 html_title = "Quadnets"
 html_static_path = ["static"]
@@ -49,17 +51,21 @@ sphinx_gallery_conf = {
 }
 
 
-def draw(app: Sphinx) -> None:
-    """Make the figures that pages show, from data, before pages are read."""
+def prepare(*_: object) -> None:
+    """Make the figures and tables that pages show, from data, before pages are read."""
     from figures import FIGURES
+    from measured import page, reports
 
-    folder = HERE / "static" / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, make in FIGURES.items():
-        make().savefig(folder / f"{name}.svg", metadata={"Date": None})
-    del app
+    save_figures({name: make() for name, make in FIGURES.items()}, HERE / "static" / "figures")
+    generated = HERE / "generated"
+    generated.mkdir(exist_ok=True)
+    found = reports()
+    of_neurons = [report for report in found if report.table == "neurons"]
+    nothing = "*It has not been run in full yet:* `qbench run neurons`.\n"
+    (generated / "claims.md").write_text(page(found), encoding="utf-8")
+    (generated / "neurons.md").write_text(page(of_neurons) or nothing, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> None:
     """Sphinx calls this when it has read the file."""
-    app.connect("builder-inited", draw)
+    app.connect("config-inited", prepare)

@@ -4,14 +4,21 @@ import re
 import shlex
 from pathlib import Path
 
+import figures
+import measured
 import pytest
 import typer
 
 from qbench.cli import app as qbench_app
+from qbench.report.drawing import to_svg
 from qzoo.cli import app as qzoo_app
 
 HERE = Path(__file__).parent
-PAGES = sorted(path for path in HERE.rglob("*.md") if not {"_build", "tutorials"} & set(path.parts))
+PAGES = sorted(
+    path
+    for path in HERE.rglob("*.md")
+    if not {"_build", "tutorials", "generated"} & set(path.parts)
+)
 COMMANDS = {"qbench": qbench_app, "qzoo": qzoo_app}
 
 
@@ -40,6 +47,16 @@ def test_the_commands_of_a_page_exist(page: Path) -> None:
             assert name in command.commands, line
             command = command.commands[name]
         command.make_context(command.name, rest)
+
+
+def test_the_readmes_table_and_picture_are_what_was_measured_and_drawn() -> None:
+    text = measured.README.read_text(encoding="utf-8")
+    found = measured.reports()
+    assert found
+    assert text == measured.with_table(text, measured.summary(found)), (
+        "results/ has changed: uv run python docs/measured.py"
+    )
+    assert measured.PICTURE.read_text(encoding="utf-8") == to_svg(figures.neuron())
 
 
 def test_there_are_pages() -> None:

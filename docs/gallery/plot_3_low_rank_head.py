@@ -58,7 +58,8 @@ for digit, panel in enumerate(panels):
 # How many of them are needed? ``truncate_head`` keeps the best approximation of a lower rank.
 
 for rank in (1, 2, 3, 4):
-    print(f"{rank} of 4 eigenvectors: {accuracy(qcore.truncate_head(head, rank)):.1f} %")
+    truncated, energy = qcore.truncate_head(head, rank)
+    print(f"{rank} of 4 eigenvectors: {accuracy(truncated):.1f} %")
 
 # %%
 # On MNIST and Fashion-MNIST, beside spike-triggered averages and over seeds, this is the table ``spectrum``.

@@ -16,24 +16,24 @@ import qcore
 # ----------------
 #
 # Each branch is an ordinary layer applied to ``x``, to ``x²`` or a quadratic form of ``x``; the output is a sum of
-# products of branches. Here a product of three: cubic, as some papers go on to.
+# products of at most two branches. Here a linear neuron times a gate, which is 1 at the start (the *offset*).
 
-cubic = qcore.Neuron(
-    name="cubic",
-    branches={"r": qcore.Branch(), "g": qcore.Branch(offset=1.0), "l": qcore.Branch(offset=1.0)},
-    terms=(("r", "g", "l"),),
+gated = qcore.Neuron(
+    name="gated",
+    branches={"r": qcore.Branch(), "g": qcore.Branch(offset=1.0)},
+    terms=(("r", "g"),),
     reference="r",
     source="this tutorial",
 )
-print(cubic.formula)
-print(cubic.cost(64))
+print(gated.formula)
+print(gated.cost(64))
 
 # %%
 # Every layer takes it in place of a name, with initialisation, dtypes, ``torch.compile`` and the state dict for free; and
 # ReLinear knows its reference.
 
 torch.manual_seed(0)
-layer = qcore.QuadraticLinear(64, 10, neuron=cubic)
+layer = qcore.QuadraticLinear(64, 10, neuron=gated)
 qcore.ReLinear(gamma=0.1).init_(layer)
 x = torch.randn(3, 64)
 print(torch.allclose(layer(x), layer["r"](x)), sorted(layer.state_dict()))
@@ -69,7 +69,7 @@ grid:
   model:
     linear: {kind: linear}
     rank2: {kind: low_rank, rank: 2}
-recipe: {optimizer: sgd, lr: 0.01, epochs: 200, log_every: 20}
+recipe: {optimizer: sgd, lr: 0.01, epochs: 200, test_fraction: 0.2}
 unstated:
   scaling: {default: maxabs, also: [standard], why: how features are scaled is not stated}
 seeds: 3

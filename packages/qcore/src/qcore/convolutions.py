@@ -232,8 +232,9 @@ class QuadraticConvTranspose2d(_ConvolutionTranspose):
     Each branch is a transposed convolution of the input or of its square, with the same geometry.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, dilation,
-            padding_mode: as in ``nn.ConvTranspose2d``.
+        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups: as in
+            ``nn.ConvTranspose2d``.
+        dilation, padding_mode: as in ``nn.ConvTranspose2d``.
         bias, neuron, device, dtype: as in :class:`QuadraticLinear`; all neurons but ``"bilinear"``.
 
     Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_channels, H', W')``; without B too.

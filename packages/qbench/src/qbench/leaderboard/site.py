@@ -176,11 +176,10 @@ class _Pages:
         """A board's page, and its rows as CSV and JSON."""
         board = BOARDS[name]
         present = [d for d in board.datasets if any(row.entry.dataset == d for row in rows)]
-        missing = [
-            (dataset, controls)
-            for dataset in present
-            if (controls := missing_controls([r for r in rows if r.entry.dataset == dataset]))
-        ]
+        missing: dict[str, list[str]] = {}
+        for dataset in present:
+            for control in missing_controls([r for r in rows if r.entry.dataset == dataset]):
+                missing.setdefault(control, []).append(dataset)
         self._page(
             f"boards/{name}.html",
             "board.html.j2",

@@ -136,7 +136,7 @@ function draw(found) {
           { ...scatter, label: "linear control", data: of("control"), pointStyle: "rectRot", backgroundColor: "#d55e00" },
           {
             label: "Pareto front", data: front(points.filter((point) => point.group === "full runs")),
-            showLine: true, pointRadius: 0, pointHitRadius: 0, borderColor: colour("--muted"), borderDash: [5, 4], borderWidth: 1.5, stepped: "before",
+            pointStyle: "line", showLine: true, pointRadius: 0, pointHitRadius: 0, borderColor: colour("--muted"), borderDash: [5, 4], borderWidth: 1.5, stepped: "before",
           },
         ],
       },

@@ -1,0 +1,98 @@
+"""What was measured, from ``results/``, as the tables that the README and the pages show.
+
+    uv run python docs/measured.py
+
+writes the README's table and its picture anew; a test compares both with what they are made of.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from figures import neuron
+
+from qbench.report.claims import ClaimReport
+from qbench.report.drawing import to_svg
+from qbench.report.numbers import Report
+from qbench.report.wording import VERDICTS, format_count, format_value
+from qbench.table import table_names
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "neuron.svg"
+_BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def reports(folder: Path = ROOT / "results") -> list[Report]:
+    """The reports of a folder of results, in the order of the tables."""
+    paths = [folder / name / "report.json" for name in table_names()]
+    return [Report.model_validate_json(path.read_bytes()) for path in paths if path.is_file()]
+
+
+def of_defaults(report: Report) -> list[ClaimReport]:
+    """The claims under the default choices, which come first."""
+    first = dict(report.combinations[0])
+    return [claim for claim in report.claims if claim.choices == first]
+
+
+def summary(found: list[Report]) -> str:
+    """A row for each table: how many trials, and what became of its claims."""
+    lines = [
+        "| table | what it reruns | trials | holds | does not hold | not decided | not tested |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for report in found:
+        counts = Counter(claim.verdict for claim in of_defaults(report))
+        cells = [str(counts[verdict] or "") for verdict in VERDICTS]
+        mark = f" **({report.mark.lower()})**" if report.mark else ""
+        trials = format_count(report.recorded)
+        shows = f"{report.title}{mark}"
+        lines.append(f"| `{report.table}` | {shows} | {trials} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def claims(report: Report) -> str:
+    """A table's claims with what was measured, under each combination of choices that was run."""
+    lines = ["| claim | source | under | verdict | measured |", "|---|---|---|---|---|"]
+    for claim in report.claims:
+        said = ", ".join(
+            f"{name} {format_value(value)}"
+            for name, value in claim.choices.items()
+            if name in report.varied
+        )
+        symbol = VERDICTS[claim.verdict][0]
+        cells = [
+            claim.text,
+            claim.source,
+            said or "defaults",
+            f"{symbol} {claim.verdict}",
+            claim.why,
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def page(found: list[Report]) -> str:
+    """All claims of all tables, with how each was run."""
+    parts = []
+    for report in found:
+        hardware = ", ".join(f"{name} {value}" for name, value in report.hardware.items())
+        mark = f"**{report.mark}.** " if report.mark else ""
+        parts.append(
+            f"### {report.title}\n\n{mark}`{report.command}`: {report.recorded} of "
+            f"{report.expected} trials, on {hardware}, commit "
+            f"`{(report.commit or 'unknown')[:10]}`.\n\n{claims(report)}\n"
+        )
+    return "\n".join(parts)
+
+
+def with_table(text: str, table: str) -> str:
+    """The README with this table between its marks."""
+    pattern = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{_BEGIN}\n{table}\n{_END}", text)
+
+
+if __name__ == "__main__":
+    text = README.read_text(encoding="utf-8")
+    README.write_text(with_table(text, summary(reports())), encoding="utf-8")
+    PICTURE.write_text(to_svg(neuron()), encoding="utf-8")
