@@ -96,6 +96,7 @@ def docs(session: nox.Session) -> None:
         "-c",
         constraints(session),
         "furo",
+        "latex2mathml",
         "myst-parser",
         "pytest",
         "sphinx",

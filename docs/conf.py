@@ -4,7 +4,10 @@ import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 from qbench.report.drawing import save_figures
 
@@ -20,7 +23,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
@@ -29,6 +31,7 @@ html_theme = "furo"
 html_title = "Quadnets"
 html_static_path = ["static"]
 html_show_sphinx = False
+html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
@@ -47,7 +50,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "download_all_examples": False,
     "show_signature": False,
-    "min_reported_time": 3600,
+    "write_computation_times": False,
 }
 
 
@@ -66,6 +69,19 @@ def prepare(*_: object) -> None:
     (generated / "neurons.md").write_text(page(of_neurons) or nothing, encoding="utf-8")
 
 
+def inline_math(page: HTML5Translator, node: nodes.math) -> None:
+    """A formula within a line as MathML, which browsers draw without a script from elsewhere."""
+    page.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(page: HTML5Translator, node: nodes.math_block) -> None:
+    """A formula by itself."""
+    page.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx calls this when it has read the file."""
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("config-inited", prepare)

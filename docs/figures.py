@@ -25,7 +25,7 @@ def neuron() -> Figure:
         linear.bias.fill_(0.3)
     panels = {"linear: w·x + b": linear}
     for title, values in {
-        "quadratic: an ellipse": ([1.0, 0.4], [0.2, -1.0], [0.9, 0.8], -1.2),
+        "quadratic: an ellipse": ([1.0, 0.2], [0.1, 0.9], [0.8, 0.8], -1.3),
         "quadratic: a hyperbola": ([1.0, 1.0], [1.0, -1.2], [0.0, 0.1], -0.3),
         "quadratic: a parabola": ([0.0, 1.0], [0.0, 0.0], [0.8, 0.0], -1.0),
     }.items():
