@@ -57,15 +57,14 @@ sphinx_gallery_conf = {
 def prepare(*_: object) -> None:
     """Make the figures and tables that pages show, from data, before pages are read."""
     from figures import FIGURES
-    from measured import page, reports
+    from measured import catalogue, page, reports
 
     save_figures({name: make() for name, make in FIGURES.items()}, HERE / "static" / "figures")
     generated = HERE / "generated"
     generated.mkdir(exist_ok=True)
-    found = reports()
-    of_neurons = [report for report in found if report.table == "neurons"]
+    of_neurons = [report for report in reports() if report.table == "neurons"]
     nothing = "*It has not been run in full yet:* `qbench run neurons`.\n"
-    (generated / "claims.md").write_text(page(found), encoding="utf-8")
+    (generated / "catalogue.md").write_text(catalogue(), encoding="utf-8")
     (generated / "neurons.md").write_text(page(of_neurons) or nothing, encoding="utf-8")
 
 

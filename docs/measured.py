@@ -2,7 +2,8 @@
 
     uv run python docs/measured.py
 
-writes the README's table and its picture anew; a test compares both with what they are made of.
+writes the README's table and picture, and the page of all claims, anew; a test compares them with
+what they are made of.
 """
 
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from figures import neuron
 
+import qcore
 from qbench.report.claims import ClaimReport
 from qbench.report.drawing import to_svg
 from qbench.report.numbers import Report
@@ -20,6 +22,12 @@ from qbench.table import table_names
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "neuron.svg"
+CLAIMS = ROOT / "docs" / "claims.md"
+_OURS = "not claimed by the paper"
+_HEAD = """# All claims
+
+Made by `docs/measured.py` from `results/`; [what we found](findings.md) says what the verdicts mean.
+"""
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -29,10 +37,14 @@ def reports(folder: Path = ROOT / "results") -> list[Report]:
     return [Report.model_validate_json(path.read_bytes()) for path in paths if path.is_file()]
 
 
-def of_defaults(report: Report) -> list[ClaimReport]:
-    """The claims under the default choices, which come first."""
+def of_paper(report: Report) -> list[ClaimReport]:
+    """The paper's claims under the default choices, which come first; not our own comparisons."""
     first = dict(report.combinations[0])
-    return [claim for claim in report.claims if claim.choices == first]
+    return [
+        claim
+        for claim in report.claims
+        if claim.choices == first and not claim.source.startswith(_OURS)
+    ]
 
 
 def summary(found: list[Report]) -> str:
@@ -42,7 +54,7 @@ def summary(found: list[Report]) -> str:
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for report in found:
-        counts = Counter(claim.verdict for claim in of_defaults(report))
+        counts = Counter(claim.verdict for claim in of_paper(report))
         cells = [str(counts[verdict] or "") for verdict in VERDICTS]
         mark = f" **({report.mark.lower()})**" if report.mark else ""
         trials = format_count(report.recorded)
@@ -79,11 +91,26 @@ def page(found: list[Report]) -> str:
         hardware = ", ".join(f"{name} {value}" for name, value in report.hardware.items())
         mark = f"**{report.mark}.** " if report.mark else ""
         parts.append(
-            f"### {report.title}\n\n{mark}`{report.command}`: {report.recorded} of "
+            f"## {report.title}\n\n{mark}`{report.command}`: {report.recorded} of "
             f"{report.expected} trials, on {hardware}, commit "
             f"`{(report.commit or 'unknown')[:10]}`.\n\n{claims(report)}\n"
         )
     return "\n".join(parts)
+
+
+def catalogue() -> str:
+    """The neurons with what one of them costs."""
+    lines = [
+        "| neuron | formula | parameters of 64 inputs | multiply-adds |",
+        "|---|---|---:|---:|",
+    ]
+    for name in qcore.CATALOGUE:
+        neuron = qcore.get_neuron(name)
+        cost = neuron.cost(64)
+        lines.append(
+            f"| `{name}` | `{neuron.formula}` | {cost.parameters} | {cost.multiply_adds} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def with_table(text: str, table: str) -> str:
@@ -95,4 +122,5 @@ def with_table(text: str, table: str) -> str:
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
     README.write_text(with_table(text, summary(reports())), encoding="utf-8")
+    CLAIMS.write_text(f"{_HEAD}\n{page(reports())}", encoding="utf-8")
     PICTURE.write_text(to_svg(neuron()), encoding="utf-8")

@@ -56,6 +56,8 @@ def test_the_readmes_table_and_picture_are_what_was_measured_and_drawn() -> None
     assert text == measured.with_table(text, measured.summary(found)), (
         "results/ has changed: uv run python docs/measured.py"
     )
+    claims = measured.CLAIMS.read_text(encoding="utf-8")
+    assert claims.endswith(f"\n{measured.page(found)}")
     assert measured.PICTURE.read_text(encoding="utf-8") == to_svg(figures.neuron())
 
 

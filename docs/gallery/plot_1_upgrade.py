@@ -55,7 +55,7 @@ fit(network, torch.optim.AdamW(network.parameters(), lr=5e-3), epochs=10)
 print(f"trained, linear neurons: {accuracy(network):.1f} %")
 
 # %%
-# Now every convolution becomes quadratic. The report says which layers were taken and which stayed, and why.
+# Now the convolutions and the linear layer become quadratic. The report says which layers were taken and which stayed, and why.
 
 before = network(images[test]).detach()
 upgraded = qcore.quadratize(network)
@@ -79,8 +79,9 @@ fit(upgraded, optimizer, epochs=10)
 print(f"fine-tuned, quadratic neurons: {accuracy(upgraded):.1f} %")
 
 # %%
-# An honest comparison lets the linear network train as long. One seed on 540 test images decides nothing (one image
-# is 0.2 points); ``qbench run upgrade`` makes this comparison over seeds, with intervals and a test.
+# How much of that is the quadratic part's? ``linearize`` takes it away again. An honest comparison also trains a linear
+# network as long, over several seeds: one seed on 540 test images decides nothing (one image is 0.2 points).
+# ``qbench run upgrade`` makes it, with intervals and a test.
 
 linear = qcore.linearize(upgraded)  # your own modules again, with the linear part as trained
 print(f"linear part of the fine-tuned network alone: {accuracy(linear):.1f} %")

@@ -104,4 +104,4 @@ for claim in report.claims:
 # -------------
 #
 # A neuron: one entry in ``qcore/neurons.py``. A model: one row in ``qzoo/models/architectures.py``. A table: one file in
-# ``qbench/tables/``. The tests over the catalogue, the registry and the tables greet each of them by themselves.
+# ``qbench/tables/``. CONTRIBUTING says which tests check each of them.
