@@ -27,6 +27,7 @@ class Hub:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.commit = "a" * 40
+        self.got: list[str] = []  # names of files that were asked for with GET
         hub, files = self, self.files
 
         class Handler(BaseHTTPRequestHandler):
@@ -46,6 +47,7 @@ class Hub:
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command == "GET":
+                    hub.got.append(rest.partition("/")[2])
                     self.wfile.write(body)
 
             def log_message(self, *arguments: object) -> None:
@@ -115,6 +117,32 @@ def test_a_file_that_was_replaced_on_the_hub_is_not_the_entrys(
     assert said.returncode == 1
     assert "could not be loaded" in said.stdout
     assert "has sha256" in said.stdout
+
+
+def test_a_file_of_another_size_is_not_even_downloaded(
+    hub: Hub, qbench: Callable[..., "subprocess.CompletedProcess[str]"]
+) -> None:
+    assert qbench("submit", NAME, "--authors", "S", "--board", "uci").returncode == 0
+    hub.files["model.safetensors"] = bytes(50_000_000)
+    hub.commit, hub.got = "b" * 40, []
+    said = qbench("verify")
+    assert said.returncode == 1
+    assert "has a file of 50000000 bytes, the entry one of 3247768" in said.stdout
+    assert "model.safetensors" not in hub.got
+
+
+def test_a_hub_that_cannot_be_reached_says_nothing_about_the_entry(
+    hub: Hub, qbench: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    assert qbench("submit", NAME, "--authors", "S", "--board", "uci").returncode == 0
+    path = tmp_path / "leaderboard" / "somebody-qresnet20-mine.json"
+    before = path.read_bytes()
+    hub.server.shutdown()
+    hub.server.server_close()
+    said = qbench("verify")
+    assert said.returncode == 1
+    assert "not measured: hf-hub:somebody/qresnet20.mine cannot be had" in said.stdout
+    assert path.read_bytes() == before
 
 
 def test_a_config_that_prepares_images_otherwise_is_refused(

@@ -96,11 +96,14 @@ def entry_of(number: int, **changes: Any) -> Entry:
     found = Measurement(
         verdict="verified",
         reason="3 of 3 seeds were run again",
-        subject=seeds[0].key,
-        claimed=entry.claimed((0, 1, 2)),
+        subject=entry.subject,
         seeds=(0, 1, 2),
         accuracy=base + 0.1,
         difference=0.0,
+        tolerance=0.5,
+        images=36,
+        parameters=39 + number,
+        multiply_adds=39 + 2 * number,
         latency=0.05,
         threads=1,
         measured=date(2026, 1, 2),
@@ -137,9 +140,9 @@ def results(run_table: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def site(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve entries of one dataset, one of another, one reduced, one table."""
+    """Twelve entries of one dataset, one of another, one chosen on the test set, one table."""
     entries = [entry_of(number) for number in range(12)]
-    entries += [digits(), entry_of(12, reduced=True, title="A short run")]
+    entries += [digits(), entry_of(12, selection="best on test", title="A short run")]
     path = tmp_path_factory.mktemp("site") / "site of ours ü"
     build(entries, results, path)
     return path
@@ -227,7 +230,7 @@ def test_filters_live_in_the_url(site: Path, visit: Callable[..., Visit]) -> Non
     page.get_by_label("Search").fill("Network 11")
     assert shown(seen) == ["e11"]
     assert page.locator("#count").inner_text() == "1 of 14 entries"
-    page.get_by_label("Runs").select_option("reduced runs")
+    page.get_by_label("Runs").select_option("best on test")
     assert shown(seen) == []
     page.get_by_label("Search").fill("")
     assert shown(seen) == ["e12"]
@@ -245,7 +248,7 @@ def test_filters_live_in_the_url(site: Path, visit: Callable[..., Visit]) -> Non
 
 
 def test_a_deep_link_shows_its_row(site: Path, visit: Callable[..., Visit]) -> None:
-    seen = visit(f"{(site / 'boards/uci.html').as_uri()}#qresnet20-relinear-digits")
+    seen = visit(f"{(site / 'boards/uci.html').as_uri()}#row-qresnet20-relinear-digits")
     assert shown(seen) == ["qresnet20-relinear-digits"]
     assert seen.page.locator("tr:target").count() == 1
     seen.page.close()
@@ -269,7 +272,7 @@ def test_from_the_table_to_an_entry_and_back(site: Path, visit: Callable[..., Vi
     command = page.locator("pre code").inner_text()
     assert command.startswith("qbench run uci --only dataset=wine --only model=")
     page.locator("header .kicker a").click()
-    assert page.url.endswith("boards/uci.html#e3")
+    assert page.url.endswith("boards/uci.html#row-e3")
     assert seen.errors == []
     page.close()
 
@@ -329,15 +332,19 @@ def hostile_entries() -> list[Entry]:
         assert base.run is not None
         run = base.run.model_copy(update={"versions": {"torch": text}, "hardware": {"cpu": text}})
         claim = {
-            "accuracy": 90.0,
+            "accuracy": base.claim.accuracy,
             "authors": text,
             "paper": text,
             "hardware": text,
         }
         raw = {**base.model_dump(mode="json"), "title": text[:80], "claim": claim}
         raw["run"] = run.model_dump(mode="json")
-        raw["measurement"] = {**raw["measurement"], "reason": text}
-        entries.append(Entry.model_validate_json(json.dumps(raw)))
+        raw["measurement"] = None
+        entry = Entry.model_validate_json(json.dumps(raw))
+        assert base.measurement is not None
+        update = {"subject": entry.subject, "reason": text, "hardware": {"cpu": text[:80]}}
+        found = base.measurement.model_copy(update=update)
+        entries.append(entry.model_copy(update={"measurement": found}))
     return entries
 
 
@@ -426,6 +433,10 @@ def test_a_site_is_replaced_and_nothing_else_ever(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds something else than a site of qbench leaderboard"):
         build([entry_of(1)], None, other)
     assert (other / "thesis.tex").read_text() == "years of work"
+    (site / "CNAME").write_text("example.org")
+    with pytest.raises(UserError, match=r"holds something else than a site of qbench leaderboard"):
+        build([entry_of(1)], None, site)
+    assert (site / "CNAME").read_text() == "example.org"
 
 
 def test_a_build_that_fails_leaves_the_old_site(tmp_path: Path, results: Path) -> None:
@@ -441,9 +452,21 @@ def test_a_build_that_fails_leaves_the_old_site(tmp_path: Path, results: Path) -
     good = (results / "xor" / "report.json").read_bytes()
     (bad / "report.json").write_bytes(good)
     (bad / "figures").mkdir()
-    (bad / "figures" / "x.svg").write_text("<svg><script>alert(1)</script></svg>")
-    with pytest.raises(UserError, match=r"figure x was not drawn by qbench report"):
-        build([entry_of(2)], bad.parent, site)
+    whole = next((results / "xor" / "figures").glob("*.svg")).read_text(encoding="utf-8")
+    for hostile in (
+        "<script>alert(1)</script>",
+        "<g onload='alert(1)'/>",
+        "<g/onload=alert(1)>",
+        '<image xlink:href="https://example.org/x.png"/>',
+        "<image href=https://example.org/x.png>",
+        '<rect style="fill: url(https://example.org/x)"/>',
+        "<style>@import url(https://example.org/x.css);</style>",
+        "<foreignObject></foreignObject>",
+    ):
+        drawn = whole.replace("</svg>", f"{hostile}</svg>")
+        (bad / "figures" / "x.svg").write_text(drawn, encoding="utf-8")
+        with pytest.raises(UserError, match=r"figure x was not drawn by qbench report"):
+            build([entry_of(2)], bad.parent, site)
     assert (site / "index.html").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "site"]
 
@@ -461,6 +484,17 @@ def test_a_tables_page_is_its_report(
     seen.page.get_by_role("link", name="Quadnets").click()
     assert seen.page.url.endswith("index.html")
     seen.page.close()
+
+
+def test_an_entry_of_a_table_that_changed_is_shown_as_not_verified(tmp_path: Path) -> None:
+    entry = entry_of(1)
+    assert entry.run is not None
+    old = entry.run.model_copy(update={"version": entry.run.version + 1})
+    build([entry.model_copy(update={"run": old})], None, tmp_path / "site")
+    (row,) = json.loads((tmp_path / "site" / "data" / "uci.json").read_text(encoding="utf-8"))
+    assert (row["rank"], row["accuracy"], row["group"]) == (None, None, "not verified")
+    page = (tmp_path / "site" / "entries" / "e1.html").read_text(encoding="utf-8")
+    assert "The table is not as it was when this was run." in page
 
 
 def test_it_is_served_on_this_machine(site: Path, visit: Callable[..., Visit]) -> None:

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from qbench.leaderboard.entry import Claim, Entry, Measurement, Run, Seed
-from qbench.leaderboard.standings import missing_controls, standings, wilson
-from qbench.table import load_table
+from qbench.leaderboard.standings import missing_controls, of_spec, standings, wilson
+from qbench.table import load_table, table_names
+from qzoo.index import get_provenance
+from qzoo.models.architectures import ARCHITECTURES
 
 UCI = load_table("uci")
 CELLS = {str(cell.axes["model"]): cell for cell in UCI.cells({"dataset": ("wine",)})}
@@ -43,16 +45,26 @@ def entry_of(model: str, accuracies: Sequence[float], **changes: Any) -> Entry:
         reduced=False,
         run=run,
     )
+    return measured(entry).model_copy(update=changes)
+
+
+def measured(entry: Entry, verdict: str = "verified", **changes: Any) -> Entry:
+    """An entry whose measurement is of what it says."""
     found = Measurement(
-        verdict="verified",
+        verdict="differs",
         reason="as claimed",
-        subject=seeds[0].key,
-        claimed=entry.claimed(range(len(seeds))),
-        seeds=tuple(range(len(seeds))),
-        accuracy=mean,
+        subject=entry.subject,
+        seeds=(0,),
+        accuracy=entry.claim.accuracy,
+        difference=0.0,
+        tolerance=0.5,
+        images=36,
+        parameters=39,
+        multiply_adds=39,
         measured=date(2026, 1, 2),
     )
-    return entry.model_copy(update={"measurement": found, **changes})
+    found = found.model_copy(update={"verdict": verdict, **changes})
+    return entry.model_copy(update={"measurement": found})
 
 
 def test_entries_within_each_others_interval_share_a_rank() -> None:
@@ -86,44 +98,119 @@ def test_the_difference_to_the_control_is_paired_over_seeds() -> None:
     (difference,) = row.differences
     interval = stats.t.interval(0.95, 2, loc=2.0, scale=stats.sem([1.0, 2.0, 3.0]))
     assert (difference.to, difference.mean, difference.n) == ("wine-linear", 2.0, 3)
+    assert difference.control == "plain"
     assert difference.interval95 == pytest.approx(interval)
 
 
 def test_seeds_that_were_run_otherwise_do_not_pair() -> None:
     control = entry_of("linear", [90.0, 80.0])
     assert control.run is not None
-    axes = {**control.run.axes, "scaling": "raw"}
-    other = control.model_copy(update={"run": control.run.model_copy(update={"axes": axes})})
+    (cell,) = UCI.cells({"dataset": ("wine",), "model": ("linear",)}, {"scaling": ("raw",)})
+    seeds = tuple(
+        one.model_copy(update={"key": cell.trial_key(one.seed)}) for one in control.run.seeds
+    )
+    run = control.run.model_copy(update={"axes": cell.axes, "seeds": seeds})
+    other = measured(control.model_copy(update={"run": run}))
     rows = standings([other, entry_of("rank1", [91.0, 82.0])])
+    assert [row.group for row in rows] == ["full runs", "full runs"]
     assert [row.differences for row in rows] == [(), ()]
 
 
 def test_groups_are_never_ranked_with_each_other() -> None:
     poor = entry_of("linear", [50.0, 50.0])
+    row = get_provenance("qresnet20.relinear_digits")
+    weights = Entry(
+        id="weights",
+        board="uci",
+        dataset="wine",  # it does not matter here on what
+        title="weights",
+        claim=Claim(accuracy=99.0, authors="Somebody"),
+        submitted=date(2026, 1, 1),
+        reduced=True,
+        weights=row.name,
+        provenance=row.model_copy(update={"reduced": True}),
+    )
     others = [
-        entry_of("rank1", [99.0, 99.0], reduced=True),
+        measured(weights),
         entry_of("rank2", [99.0, 99.0], selection="best on test"),
         entry_of("rank3", [99.0, 99.0], measurement=None),
     ]
     rows = standings([*others, poor])
     assert [(row.entry.title, row.group, row.rank) for row in rows] == [
         ("linear", "full runs", 1),
-        ("rank1", "reduced runs", 1),
+        ("weights", "reduced runs", 1),
         ("rank2", "best on test", 1),
         ("rank3", "not verified", None),
     ]
 
 
-def test_a_measurement_of_another_file_or_claim_verifies_nothing() -> None:
+@pytest.mark.parametrize("verdict", ["differs", "could not be loaded"])
+def test_a_run_that_is_not_as_claimed_has_no_rank_and_no_accuracy(verdict: str) -> None:
+    nothing = {"accuracy": None} if verdict == "could not be loaded" else {}
+    invented = measured(entry_of("rank1", [100.0, 100.0]), verdict, difference=-9.0, **nothing)
+    (row,) = standings([invented])
+    assert (row.rank, row.accuracy, row.group) == (None, None, "not verified")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reduced": True},
+        {"dataset": "iris"},
+        {"claim": Claim(accuracy=99.0, authors="Somebody")},
+    ],
+)
+def test_a_measurement_is_of_what_the_entry_said_then(change: dict[str, Any]) -> None:
     entry = entry_of("rank1", [90.0, 92.0])
-    assert entry.verdict == "verified"
-    assert entry.measurement is not None
+    assert (entry.verdict, entry.measured) == ("verified", entry.measurement)
+    changed = entry.model_copy(update=change)
+    assert (changed.verdict, changed.measured, changed.accuracy) == ("not verified", None, None)
+
+
+def test_another_accuracy_of_a_seed_needs_another_measurement() -> None:
+    entry = entry_of("rank1", [90.0, 92.0])
     assert entry.run is not None
-    stale = entry.measurement.model_copy(update={"subject": "0" * 16})
-    assert entry.model_copy(update={"measurement": stale}).verdict == "not verified"
     better = [one.model_copy(update={"accuracy": 99.0}) for one in entry.run.seeds]
     run = entry.run.model_copy(update={"seeds": tuple(better)})
     assert entry.model_copy(update={"run": run}).verdict == "not verified"
+
+
+def test_one_seed_has_the_uncertainty_of_its_test_samples() -> None:
+    (row,) = standings([entry_of("rank1", [100.0])])
+    assert row.interval95 == pytest.approx(wilson(100.0, 36))
+    lucky, steady = entry_of("rank1", [100.0]), entry_of("rank2", [98.0, 98.1, 98.2])
+    assert [row.rank for row in standings([lucky, steady])] == [1, 1]
+
+
+@pytest.mark.parametrize("table", table_names())
+def test_every_cell_of_every_table_is_known_for_what_it_is(table: str) -> None:
+    """No quadratic network passes for a control, and no control for a quadratic one."""
+    for cell in load_table(table).cells():
+        network = of_spec(cell.model)
+        model, name = cell.model, str(cell.axes["model"])
+        options = {**ARCHITECTURES.get(model.full_name, {"neuron": "linear"}), **model.options}
+        quadratic = (
+            model.kind in ("dense", "low_rank")
+            or (model.kind == "mlp" and (model.neuron != "linear" or model.activation == "square"))
+            or (
+                model.kind == "zoo"
+                and (
+                    options.get("neuron", "quadratic") != "linear"
+                    or options.get("head", "linear") != "linear"
+                    or model.quadratize not in (None, "linear")
+                )
+            )
+        )
+        assert network.linear == (not quadratic), (table, name, network)
+        assert network.linear or network.control is None
+
+
+def test_networks_whose_depth_is_an_axis_are_what_they_are_called() -> None:
+    cells = load_table("relinear").cells({"depth": (20.0,)})
+    found = {str(cell.axes["model"]): of_spec(cell.model) for cell in cells}
+    controls = {name: network.control for name, network in found.items() if network.linear}
+    assert set(controls.values()) == {"plain", "parameter-matched"}
+    assert any(network.neuron == "quadratic" for network in found.values())
 
 
 def test_a_board_says_which_controls_it_lacks() -> None:
@@ -133,19 +220,6 @@ def test_a_board_says_which_controls_it_lacks() -> None:
     ]
     rows = standings([entry_of("rank1", [90.0, 91.0]), entry_of("linear", [80.0, 81.0])])
     assert missing_controls(rows) == ["parameter-matched"]
-
-
-@pytest.mark.parametrize(
-    ("model", "neuron", "head", "control"),
-    [
-        ("linear", "–", "linear", "plain"),
-        ("dense-affine", "–", "dense form, affine", None),
-        ("rank4", "–", "rank 4", None),
-    ],
-)
-def test_what_an_entry_is(model: str, neuron: str, head: str, control: str | None) -> None:
-    (row,) = standings([entry_of(model, [90.0])])
-    assert (row.network.neuron, row.network.head, row.network.control) == (neuron, head, control)
 
 
 @given(

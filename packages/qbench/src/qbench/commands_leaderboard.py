@@ -58,10 +58,6 @@ def submit(
         Literal["last epoch", "best on validation", "best on test"],
         typer.Option(help="Which epoch's weights were taken, and what chose them."),
     ] = "last epoch",
-    reduced: Annotated[
-        bool | None,
-        typer.Option("--reduced/--full", help="Whether training was cut short; else the record's."),
-    ] = None,
     entries: Entries = _ENTRIES,
     out: Out = Path("runs"),
     replace: Annotated[
@@ -81,7 +77,6 @@ def submit(
         identifier=identifier,
         title=title,
         replace=replace,
-        reduced=reduced,
         selection=selection,
         accuracy=accuracy,
         authors=authors,
@@ -100,7 +95,7 @@ def submit(
 def verify(
     wanted: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ID", help="Entries; by default all not verified yet."),
+        typer.Argument(metavar="ID", help="Entries; by default all that are not verified."),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also those that were verified before.")
@@ -110,7 +105,8 @@ def verify(
     seconds: Annotated[float, typer.Option(min=1, help="What one entry may take.")] = 900.0,
     memory: Annotated[float, typer.Option(min=1, help="Gigabytes that it may take.")] = 16.0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Measure, and write nothing down.")
+        bool,
+        typer.Option("--dry-run", help="Write nothing; for entries that hold no measurement yet."),
     ] = False,
 ) -> None:
     """Measure entries again and write it beside the claim; exit with 1 where one does not hold.
@@ -125,7 +121,7 @@ def verify(
     every = read_entries(entries)
     chosen = list(find_entries(every, wanted)) if wanted else every
     if not wanted and not everything:
-        chosen = [entry for entry in chosen if entry.verdict == "not verified"]
+        chosen = [entry for entry in chosen if entry.verdict != "verified"]
     if not chosen:
         typer.echo("All entries are verified already: --all measures them again.")
         return
@@ -133,13 +129,21 @@ def verify(
     console = Console(stderr=True)
     failed = 0
     for entry in chosen:
-        with console.status(f"measuring {entry.id}"):
-            found = measure(entry, data, limits)
+        try:
+            with console.status(f"measuring {entry.id}"):
+                found = measure(entry, data, limits)
+        except UserError as error:
+            typer.echo(f"{entry.id}: not measured: {error}")
+            failed += 1
+            continue
         if not dry_run:
             write_entry(found, entries)
         reason = found.measurement.reason if found.measurement else ""
         typer.echo(f"{found.id}: {found.verdict}: {reason}")
         failed += found.verdict != "verified"
+        if dry_run and entry.measurement is not None:
+            typer.echo(f"{entry.id}: it holds a measurement: leave that to whoever takes it in")
+            failed += 1
     if failed:
         raise typer.Exit(1)
 

@@ -1,10 +1,11 @@
 """An entry of the leaderboard: what somebody claims, and what was measured here beside it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from statistics import fmean
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,16 +17,18 @@ from pydantic import (
     model_validator,
 )
 
-from qbench.errors import UserError, first_problem
-from qbench.frozen import Frozen, Scalar
+from qbench.errors import UserError, first_problem, unknown
+from qbench.frozen import Frozen
 from qbench.leaderboard.boards import BOARDS, get_board
 from qbench.report.statistics import Summary, summarize
+from qbench.table import identity
 from qbench.trial import write_whole
 from qzoo.provenance import Provenance
 
 _JOINERS = "\u200c\u200d"  # which Persian names and emoji are written with
 _LARGEST = 1_000_000  # bytes of an entry
 _MOST_POINTS = 1000
+_ROUNDING = 1e-6
 _SOURCE = r"^((hf-hub:[\w.-]+/[\w.-]+(@[\w.-]+)?)|local-dir:.+|[\w.]+)$"
 
 
@@ -84,11 +87,11 @@ class Seed(Frozen):
 
 
 class Run(Frozen):
-    """A cell of one of our tables over its seeds, as ``qbench run`` recorded it."""
+    """A cell of one of our tables over its seeds 0, 1, …, as ``qbench run`` recorded it."""
 
     table: Annotated[str, Field(pattern=r"^[a-z0-9-]+$", max_length=60)]
     version: PositiveInt
-    axes: dict[Text, Scalar]
+    axes: dict[Title, Title | FiniteFloat]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
     steps: Annotated[tuple[Step, ...], Field(max_length=_MOST_POINTS)] = ()
     parameters: PositiveInt
@@ -102,29 +105,29 @@ class Run(Frozen):
         """The test accuracy by seed, of those that did not diverge."""
         return {one.seed: one.accuracy for one in self.seeds if one.accuracy is not None}
 
-    @property
-    def diverged(self) -> int:
-        """How many seeds did."""
-        return len(self.seeds) - len(self.accuracies)
+    def mean_of(self, seeds: Iterable[int]) -> float:
+        """The mean accuracy of these seeds, none of which diverged."""
+        return fmean(self.accuracies[seed] for seed in seeds)
 
 
 class Measurement(Frozen):
-    """What was measured here, of the very file or by running the very trial again.
+    """What was measured here, of the very file or by running the very trials again.
 
-    ``subject`` is the SHA-256 of the file, or the key of the run's first trial; ``claimed`` what it
-    was compared with, ``seeds`` the trials that were run again. ``verdict`` and ``reason`` tell of
-    ``accuracy``, whose ``difference`` to the claim is in percentage points. ``latency`` is the
-    median time of one input in milliseconds. ``margin`` is the mean normalised margin over the test
-    set: at most ``margin_bound``, which is 1 where no output is negative, and √2 for any others.
+    ``subject`` is the identity of all that was measured and claimed, so that a measurement belongs
+    to nothing else; ``seeds`` are the trials that were run again. ``verdict`` and ``reason`` are of
+    ``accuracy``, whose ``difference`` to what is claimed of the same is in points, of which
+    ``tolerance`` are allowed. ``latency`` is the median time of one input in milliseconds.
+    ``margin`` is the mean normalised margin over the test set: at most ``margin_bound``, which is 1
+    where no output is negative, and √2 for any others.
     """
 
     verdict: Literal["verified", "differs", "could not be loaded"]
     reason: Annotated[str, Field(max_length=2000)]
-    subject: Annotated[str, Field(pattern=r"^[0-9a-f]{16}([0-9a-f]{48})?$")]
-    claimed: Percent
+    subject: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     seeds: tuple[int, ...] = ()
     accuracy: Percent | None = None
     difference: FiniteFloat | None = None
+    tolerance: Annotated[FiniteFloat, Field(ge=0.0)] | None = None
     images: PositiveInt | None = None
     loss: FiniteFloat | None = None
     parameters: PositiveInt | None = None
@@ -137,14 +140,29 @@ class Measurement(Frozen):
     versions: Words = Field(default={})
     hardware: Words = Field(default={})
 
+    @model_validator(mode="after")
+    def _says_what_it_found(self) -> Self:
+        known = (self.accuracy, self.difference, self.tolerance)
+        if (self.verdict == "could not be loaded") != (None in known):
+            raise ValueError(
+                "accuracy, difference and tolerance belong to what was measured: give all three, "
+                "or the verdict 'could not be loaded'"
+            )
+        if self.difference is not None and self.tolerance is not None:
+            too_far = abs(self.difference) > self.tolerance
+            if self.verdict == "verified" and too_far:
+                raise ValueError(f"verdict: {self.difference} is more than {self.tolerance}")
+        return self
+
 
 class Entry(Frozen):
-    """One row of a board: weights, a run, or both of one cell.
+    """One row of a board: weights, or a run.
 
     ``weights`` is what ``timm.create_model`` takes: a name of the zoo's, ``hf-hub:ORG/NAME``, with
     ``@REVISION`` where a certain one is meant, or ``local-dir:FOLDER``; ``provenance`` says what
     they are, sha256 and preprocessing with it. ``run`` are the seeds of a cell of one of our
-    tables. No code is part of an entry, and none is loaded from where it points to.
+    tables, of which ``claim.accuracy`` is the mean. No code is part of an entry, and none is loaded
+    from where it points to.
 
     >>> Entry.model_validate({"id": "a", "board": "mnits"})
     Traceback (most recent call last):
@@ -181,47 +199,63 @@ class Entry(Frozen):
             )
         if (self.weights is None) != (self.provenance is None):
             raise ValueError("weights and provenance belong together: give both, or neither")
-        if self.weights is None and self.run is None:
-            raise ValueError("an entry needs weights with their provenance, or a run")
-        if self.run is not None and len({one.seed for one in self.run.seeds}) < len(self.run.seeds):
-            raise ValueError("run: a seed is there twice: keep one of them")
+        if (self.weights is None) == (self.run is None):
+            raise ValueError("an entry is of weights with their provenance, or of a run: give one")
+        if self.provenance is not None:
+            self._check_weights(self.provenance)
+        if self.run is not None:
+            self._check_run(self.run)
         return self
+
+    def _check_weights(self, record: Provenance) -> None:
+        _, height, width = record.preprocessing.input_size
+        if height != width:
+            raise ValueError(f"provenance: {height}×{width} is no square, as all images here are")
+        if record.reduced != self.reduced:
+            raise ValueError(
+                f"reduced: the provenance says {str(record.reduced).lower()}: say the same"
+            )
+
+    def _check_run(self, run: Run) -> None:
+        if run.axes.get("dataset") != self.dataset:
+            raise ValueError(f"run: it is not on {self.dataset}, which the entry says")
+        seeds = [one.seed for one in run.seeds]
+        if seeds != list(range(len(seeds))):
+            raise ValueError("run: its seeds are to be 0, 1, …, none left out, each once")
+        mean = summarize(list(run.accuracies.values()))
+        if mean is None or abs(mean.mean - self.claim.accuracy) > _ROUNDING:
+            raise ValueError("claim.accuracy: it is not the mean over the seeds of the run")
 
     @property
     def subject(self) -> str:
-        """What is measured: the file's SHA-256, or the key of the run's first trial."""
-        if self.provenance is not None:
-            return self.provenance.sha256
-        assert self.run is not None  # noqa: S101 - an entry has one of the two
-        return self.run.seeds[0].key
+        """The identity of all that a measurement is about: what is measured, what is claimed."""
+        record = self.provenance
+        if record is not None:
+            before = record.preprocessing.model_dump(mode="json")
+            what: tuple[Any, ...] = (record.sha256, record.model, record.num_classes, before)
+        else:
+            what = (self.run.model_dump(mode="json") if self.run else None,)
+        return identity(self.dataset, self.reduced, self.claim.accuracy, *what)
 
-    def claimed(self, seeds: Sequence[int] = ()) -> float:
-        """What a measurement is compared with: of the file, or of these seeds of the run."""
-        if self.provenance is None and self.run is not None:
-            of_seeds = summarize([self.run.accuracies[seed] for seed in seeds])
-            return self.claim.accuracy if of_seeds is None else of_seeds.mean
-        of_file = self.provenance.claimed if self.provenance and self.run else None
-        return self.claim.accuracy if of_file is None else of_file
+    @property
+    def measured(self) -> Measurement | None:
+        """The measurement, where it is of what the entry says now."""
+        found = self.measurement
+        return found if found is not None and found.subject == self.subject else None
 
     @property
     def verdict(self) -> Verdict:
-        """What became of the claim; a measurement of another file, or of another claim, is none."""
-        found = self.measurement
-        if found is None or found.subject != self.subject:
-            return "not verified"
-        known = self.run.accuracies if self.run else {}
-        if not set(found.seeds) <= set(known) or found.claimed != self.claimed(found.seeds):
-            return "not verified"
-        return found.verdict
+        """What became of the claim."""
+        return self.measured.verdict if self.measured is not None else "not verified"
 
     @property
     def accuracy(self) -> Summary | None:
-        """What was measured: the seeds of a run, or the one file; None where nothing was."""
-        if self.run is not None:
-            return summarize(list(self.run.accuracies.values()))
-        if self.verdict not in ("verified", "differs") or self.measurement is None:
+        """What was measured: the seeds of a run that was verified, or the one file."""
+        if self.measured is None or self.measured.accuracy is None:
             return None
-        return summarize([value for value in [self.measurement.accuracy] if value is not None])
+        if self.run is None:
+            return summarize([self.measured.accuracy])
+        return summarize(list(self.run.accuracies.values())) if self.verdict == "verified" else None
 
 
 def machine(hardware: Mapping[str, str | int]) -> str | None:
@@ -247,11 +281,11 @@ def read_entry(path: Path) -> Entry:
     Raises ``UserError`` naming file and field for what is no entry.
     """
     try:
+        if (size := path.stat().st_size) > _LARGEST:
+            raise UserError(f"{path} has {size:,} bytes, and {_LARGEST:,} are the most")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if len(content) > _LARGEST:
-        raise UserError(f"{path} has {len(content):,} bytes, and {_LARGEST:,} are the most")
     try:
         entry = Entry.model_validate_json(content)
     except ValidationError as error:
@@ -288,8 +322,6 @@ def find_entries(entries: list[Entry], wanted: list[str]) -> Iterator[Entry]:
 
     Raises ``UserError`` naming near matches for an id that is not there.
     """
-    from qbench.errors import unknown
-
     known = {entry.id: entry for entry in entries}
     for identifier in wanted:
         if identifier not in known:

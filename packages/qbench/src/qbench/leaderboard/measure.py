@@ -1,12 +1,15 @@
 """What verification runs in a process of its own: ``python -m qbench.leaderboard.measure``.
 
 It reads a task as JSON from standard input, and writes what it measured as JSON to standard output.
-The process has a limit of memory, opens no connection and starts no program: weights come from
-people that nobody knows.
+The process has limits of memory and time, and ends with the one that started it. Weights come from
+people that nobody knows: no code of theirs is ever run, and if any were, Python would open no
+connection and start no program for it.
 """
 
+import ctypes
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -54,19 +57,29 @@ KNOWN_NORMALISATIONS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] 
 """Mean and standard deviation by which people commonly prepare images."""
 
 _WARM_UP, _RUNS, _SECONDS = 3, 50, 3.0
+_LARGEST_WRITE = 2_000_000_000  # bytes of a file
+_PR_SET_PDEATHSIG = 1  # of Linux: end with the parent
 
 
-def confine(memory: int) -> None:
-    """Give this process at most so many bytes of memory, no connection, and no other program."""
+def confine(memory: int, seconds: float) -> None:
+    """Give this process so much memory and processor time, no connection, and no other program."""
     try:
         import resource
-    except ImportError:  # on Windows, where there is no such limit
+    except ImportError:  # on Windows, where there are no such limits
         pass
     else:
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        most = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        cores = os.cpu_count() or 1
+        for kind, most in (
+            (resource.RLIMIT_AS, memory),
+            (resource.RLIMIT_CPU, int(seconds * cores) + 1),
+            (resource.RLIMIT_FSIZE, _LARGEST_WRITE),
+            (resource.RLIMIT_CORE, 0),
+        ):
+            hard = resource.getrlimit(kind)[1]
+            limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(kind, (limit, limit))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.addaudithook(_refuse)
 
 
@@ -98,12 +111,22 @@ def measure_weights(
     meter = qcore.MarginMeter()
     with image_root(dataset, root) as images:
         name = DATASETS[dataset].timm
-        found = evaluate(model, name, root=images, observe=meter.update)
+
+        def accuracy(other: "nn.Module") -> float:
+            return evaluate(other, name, root=images).top1
+
         fitting = None
+        try:
+            found = evaluate(model, name, root=images, observe=meter.update)
+        except ValueError as error:  # such as logits that are not finite
+            if fitting := _fitting(model, claimed, accuracy):
+                raise ValueError(
+                    f"{error}; prepared as {fitting['words']} it has {fitting['accuracy']:.2f} %: "
+                    "the preprocessing in the entry is wrong"
+                ) from None
+            raise
         if abs(found.top1 - claimed) > TOLERANCE:
-            fitting = _fitting(
-                model, claimed, lambda other: evaluate(other, name, root=images).top1
-            )
+            fitting = _fitting(model, claimed, accuracy)
     record = weights.record
     channels, size, _ = shape = record.preprocessing.input_size
     of_model = cost(record.model, num_classes=record.num_classes, in_chans=channels, size=size)
@@ -125,29 +148,24 @@ def measure_weights(
 def measure_run(
     table: str, axes: Mapping[str, Any], seeds: Sequence[int], reduced: bool, root: Path | None
 ) -> dict[str, Any]:
-    """Run trials of a table again, from nothing, and measure what comes out.
-
-    These are all seeds of a cell whose seeds train side by side, and else the first one.
-    """
+    """Run trials of a table again, from nothing, and measure what comes out."""
     import torch
 
     from qbench.block import Setting, plan
     from qbench.build import build_model
     from qbench.catalogue import DATASETS
-    from qbench.cost import stacks
     from qbench.executors import run_blocks
     from qbench.table import Cell, load_table
     from qbench.trial import RunFolder
 
     cell = Cell(load_table(table), dict(axes), reduced)
-    wanted = list(seeds) if stacks(cell) else list(seeds[:1])
     failures: list[str] = []
     with TemporaryDirectory() as out:
         folder = RunFolder(Path(out), cell.table, create=True)
         before = [cell.after] if cell.after is not None else []
         blocks = [
-            replace(block, seeds=tuple(seed for seed in block.seeds if seed in wanted))
-            for block in plan(folder, [*before, cell], max(wanted) + 1)
+            replace(block, seeds=tuple(seed for seed in block.seeds if seed in seeds))
+            for block in plan(folder, [*before, cell], max(seeds) + 1)
         ]
         blocks = [block for block in blocks if block.seeds]
         setting = Setting(root=root)
@@ -158,8 +176,9 @@ def measure_run(
     if failures:
         raise RuntimeError(failures[0])
     info = DATASETS[cell.dataset]
-    model = build_model(cell.model, info.shape, info.classes, 1.0, wanted[0], cell.recipe.strategy)
+    model = build_model(cell.model, info.shape, info.classes, 1.0, seeds[0], cell.recipe.strategy)
     return {
+        "images": info.test or round(info.train * cell.recipe.test_fraction),
         "accuracies": {result.seed: result.value("test_accuracy") for result in results},
         "parameters": results[0].parameters,
         "multiply_adds": results[0].multiply_adds,
@@ -211,7 +230,7 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not the answer
     task = json.load(sys.stdin)
-    confine(task.pop("memory"))
+    confine(task.pop("memory"), task.pop("seconds"))
     root = Path(task.pop("root")) if task.get("root") else task.pop("root", None)
     kind = task.pop("kind")
     try:

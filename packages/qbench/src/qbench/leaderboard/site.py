@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
@@ -22,6 +23,7 @@ from qbench.leaderboard.entry import Entry, Verdict, machine
 from qbench.leaderboard.standings import (
     GROUPS,
     Row,
+    cell_of,
     formula_of,
     missing_controls,
     standings,
@@ -32,6 +34,9 @@ from qbench.report.wording import format_value
 from qbench.table import table_names
 
 _MADE_BY = "qbench leaderboard build"
+_MARK = ".quadnets-site"
+_FOLDERS = ("boards", "entries", "tables", "data", "static")
+_LONGEST = 200
 _STATIC = ("site.css", "board.js", "entry.js", "chart.umd.min.js", "chart.LICENSE.md")
 _TONES: Mapping[Verdict, tuple[str, str]] = MappingProxyType(
     {
@@ -80,7 +85,12 @@ def build(entries: Sequence[Entry], results: Path | None, site: Path) -> int:
         draft.chmod(0o755)
         if site.exists():
             site.rename(old)
-        draft.rename(site)
+        try:
+            draft.rename(site)
+        except OSError:
+            if old.exists():
+                old.rename(site)
+            raise
     return pages.count
 
 
@@ -88,9 +98,9 @@ def _check_replaceable(site: Path) -> None:
     """Only a site, or an empty folder, is replaced."""
     if not site.exists():
         return
-    index = site / "index.html"
-    ours = index.is_file() and _MADE_BY in index.read_text(encoding="utf-8", errors="replace")
-    if not site.is_dir() or (not ours and any(site.iterdir())):
+    there = {path.name for path in site.iterdir()} if site.is_dir() else {""}
+    ours = _MARK in there and there <= {_MARK, "index.html", *_FOLDERS}
+    if there and not ours:
         raise UserError(
             f"{str(site)!r} holds something else than a site of {_MADE_BY}: choose another folder "
             "with --out"
@@ -149,8 +159,9 @@ class _Pages:
             version=__version__,
             made=datetime.now(UTC).date().isoformat(),
         )
-        for name in ("boards", "entries", "tables", "data", "static"):
+        for name in _FOLDERS:
             (folder / name).mkdir(parents=True)
+        _write(folder / _MARK, f"made by {_MADE_BY}, which replaces this folder\n")
         _write(folder / "static" / "report.css", read_part("style.css"))
         for name in _STATIC:
             _write(folder / "static" / name, (parts / name).read_bytes())
@@ -205,7 +216,7 @@ class _Pages:
             "entry.html.j2",
             here=entry.board,
             row=row,
-            measured_on=machine(entry.measurement.hardware) if entry.measurement else None,
+            measured_on=machine(entry.measured.hardware) if entry.measured else None,
             formula=formula_of(row.network),
             facts=_facts(entry),
             lines=lines_for(entry),
@@ -240,7 +251,8 @@ def _leads(row: Row) -> bool:
 
 
 def lines_for(entry: Entry) -> str:
-    """What a reader types to have the weights, or to run the run again."""
+    """What a reader types to have the weights, or to run it again; nothing for a table that is not
+    as it was."""
     if entry.weights is not None and entry.provenance is not None:
         name = entry.weights
         if name.startswith("local-dir:"):
@@ -256,12 +268,20 @@ def lines_for(entry: Entry) -> str:
         )
     run = entry.run
     assert run is not None  # noqa: S101 - an entry has one of the two
+    try:
+        cell = cell_of(entry)
+    except UserError:
+        return ""
     options = [
-        f"{'--axis' if axis not in ('dataset', 'model') else '--only'} {axis}={format_value(value)}"
-        for axis, value in run.axes.items()
+        part
+        for axis, value in cell.axes.items()
+        for part in (
+            "--only" if axis in cell.table.grid_axes else "--axis",
+            f"{axis}={format_value(value)}",
+        )
     ]
-    seeds = f"--seeds {1 + max(one.seed for one in run.seeds)}"
-    return " ".join(["qbench run", run.table, *options, seeds, *["--quick"] * entry.reduced])
+    words = ["qbench", "run", run.table, *options, "--seeds", str(len(run.seeds))]
+    return shlex.join([*words, *["--quick"] * entry.reduced])
 
 
 def _facts(entry: Entry) -> list[tuple[str, str]]:
@@ -300,7 +320,7 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{key} {_plain(one)}" for key, one in value.items() if one is not None)
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
-    return format_value(value) if isinstance(value, str | float | int) else str(value)
+    return format_value(value) if isinstance(value, str | float) else str(value)[:_LONGEST]
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -318,9 +338,12 @@ def _curves(entry: Entry) -> dict[str, Any] | None:
 
 def record_of(row: Row) -> dict[str, Any]:
     """A row as the downloads have it."""
-    entry, found = row.entry, row.entry.measurement
+    entry, found = row.entry, row.entry.measured
     low, high = row.interval95 or (None, None)
-    nearest = row.differences[0] if row.differences else None
+    plain, matched = (
+        next((one.mean for one in row.differences if one.control == kind), None)
+        for kind in ("plain", "parameter-matched")
+    )
     return {
         "id": entry.id,
         "title": entry.title,
@@ -337,7 +360,8 @@ def record_of(row: Row) -> dict[str, Any]:
         "high95": high,
         "claimed": entry.claim.accuracy,
         "status": entry.verdict,
-        "difference_to_control": nearest.mean if nearest else None,
+        "difference_to_plain_control": plain,
+        "difference_to_matched_control": matched,
         "parameters": row.parameters,
         "multiply_adds": row.multiply_adds,
         "training_seconds": row.seconds,
@@ -357,11 +381,11 @@ def to_csv(records: Sequence[Mapping[str, Any]]) -> str:
     """Records as CSV, in which no text begins as a formula of a spreadsheet does.
 
     >>> print(to_csv([{"title": "=1+1", "rank": -1}]).strip())
-    title,rank
-    '=1+1,-1
+    "title","rank"
+    "'=1+1","-1"
     """
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
     if records:
         writer.writerow(records[0].keys())
     for record in records:

@@ -2,18 +2,17 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import qcore
 from qbench.architecture import ModelSpec
 from qbench.errors import UserError
 from qbench.leaderboard.entry import Entry
 from qbench.report.statistics import summarize
-from qbench.table import load_table
-from qzoo.cost import cost
+from qbench.table import Cell, load_table
 from qzoo.models.architectures import ARCHITECTURES
 
 Control = Literal["plain", "parameter-matched"]
@@ -29,16 +28,15 @@ _Z = 1.959963984540054  # of the standard normal distribution, two-sided at 95 %
 
 @dataclass(frozen=True)
 class Network:
-    """What an entry is, in words, and which control it is where it is one."""
+    """What an entry is, in words; whether all of it is linear; and which control, where it is one.
+
+    A linear network is the parameter-matched control where it was made as large as a quadratic one.
+    """
 
     neuron: str
     head: str
-    control: Control | None
-
-    @property
-    def is_quadratic(self) -> bool:
-        """Whether any part of it is."""
-        return self.control is None
+    linear: bool = False
+    control: Control | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class Difference:
     """Accuracy less that of a control, in points, paired over seeds, with its 95 % interval."""
 
     to: str
+    control: Control
     mean: float
     interval95: tuple[float, float] | None
     n: int
@@ -56,9 +55,9 @@ class Row:
     """An entry among the others of its dataset.
 
     ``accuracy`` is the mean over ``n`` seeds, with ``std`` and ``interval95`` over them; of one
-    file, the interval is Wilson's over its test images. ``rank`` is one more than the number of
-    entries of the group whose intervals lie above this one's: those within share it. Rows that
-    nothing measured have none.
+    file, or one seed, the interval is Wilson's over the test set. ``rank`` is one more than the
+    number of entries of the group whose intervals lie wholly above this one's. Rows whose accuracy
+    was not measured here have none of these.
     """
 
     entry: Entry
@@ -71,29 +70,17 @@ class Row:
     rank: int | None = None
     differences: tuple[Difference, ...] = ()
 
-    @cached_property
+    @property
     def parameters(self) -> int | None:
         """As they were counted."""
-        return self._counted[0]
+        found = self.entry.measured
+        return found.parameters if found is not None else None
 
-    @cached_property
+    @property
     def multiply_adds(self) -> int | None:
         """Of one input."""
-        return self._counted[1]
-
-    @cached_property
-    def _counted(self) -> tuple[int | None, int | None]:
-        entry = self.entry
-        if entry.run is not None:
-            return entry.run.parameters, entry.run.multiply_adds
-        if entry.measurement is not None and entry.measurement.parameters is not None:
-            return entry.measurement.parameters, entry.measurement.multiply_adds
-        record = entry.provenance
-        if record is None or record.model not in ARCHITECTURES:
-            return None, None
-        channels, size, _ = record.preprocessing.input_size
-        found = cost(record.model, num_classes=record.num_classes, in_chans=channels, size=size)
-        return found.parameters, found.multiply_adds
+        found = self.entry.measured
+        return found.multiply_adds if found is not None else None
 
     @property
     def seconds(self) -> float | None:
@@ -123,32 +110,10 @@ def standings(entries: Sequence[Entry]) -> list[Row]:
 
 
 def missing_controls(rows: Sequence[Row]) -> list[Control]:
-    """The controls that have no row, which the board then says."""
-    there = {row.network.control for row in rows}
+    """The controls that have no full run that was measured, which the board then says."""
+    there = {row.network.control for row in rows if row.group == "full runs"}
     every: tuple[Control, ...] = ("plain", "parameter-matched")
     return [control for control in every if control not in there]
-
-
-def pareto_front(rows: Sequence[Row], costs: Sequence[float | None]) -> list[int]:
-    """The rows that no other beats in accuracy at no more cost, as positions, cheapest first.
-
-    Taken are rows of full runs with an accuracy and a cost.
-
-    >>> pareto_front([], [])
-    []
-    """
-    known = [
-        (cost, -row.accuracy, place)
-        for place, (row, cost) in enumerate(zip(rows, costs, strict=True))
-        if cost is not None and row.accuracy is not None and row.group == "full runs"
-    ]
-    front: list[int] = []
-    best = math.inf
-    for _, worse, place in sorted(known):
-        if worse < best:
-            best = worse
-            front.append(place)
-    return front
 
 
 def wilson(accuracy: float, images: int) -> tuple[float, float]:
@@ -167,53 +132,88 @@ def wilson(accuracy: float, images: int) -> tuple[float, float]:
 _table = cache(load_table)  # hundreds of entries are of one table
 
 
+def cell_of(entry: Entry) -> Cell:
+    """The cell of a table that an entry's run is of.
+
+    Raises ``UserError`` where the table has changed since, or never had it.
+    """
+    run = entry.run
+    if run is None:
+        raise UserError(f"entry {entry.id} has no run")
+    table = _table(run.table)
+    if run.version != table.version:
+        raise UserError(
+            f"the run is of version {run.version} of table {table.id}, which is at version "
+            f"{table.version}: run it again and submit that"
+        )
+    cells = table.cells(
+        {axis: (value,) for axis, value in run.axes.items() if axis in table.grid_axes},
+        {axis: (value,) for axis, value in run.axes.items() if axis not in table.grid_axes},
+        reduced=entry.reduced,
+    )
+    found = list(cells)
+    if len(found) != 1:
+        raise UserError(f"the run's axes name {len(found)} cells of table {table.id}, and not one")
+    (cell,) = found
+    for one in run.seeds:
+        if cell.trial_key(one.seed) != one.key:
+            raise UserError(
+                f"{one.key} is not the key of seed {one.seed} of {table.id} {cell}: it is of "
+                "another recipe"
+            )
+    return cell
+
+
 def network_of(entry: Entry) -> Network:
     """What an entry is.
 
-    Raises ``UserError`` for a run whose table or model is not there any more.
+    Raises ``UserError`` for a run whose table does not have it any more.
     """
     if entry.run is not None:
-        table = _table(entry.run.table)
-        model = str(entry.run.axes.get("model"))
-        if model not in table.grid.model:
-            raise UserError(f"entry {entry.id}: table {table.id} has no model {model!r}")
-        return _of_spec(table.grid.model[model])
+        return of_spec(cell_of(entry).model)
     assert entry.provenance is not None  # noqa: S101 - an entry has one of the two
-    return _of_name(entry.provenance.model)
+    return _of_zoo(entry.provenance.model, {})
 
 
-def _of_spec(spec: ModelSpec) -> Network:
+def of_spec(spec: ModelSpec) -> Network:
+    """What a model of a table is.
+
+    >>> of_spec(ModelSpec(kind="low_rank", rank=2, affine=True))
+    Network(neuron='–', head='rank 2, affine', linear=False, control=None)
+    """
     if spec.kind == "zoo":
-        return _of_name(spec.full_name, spec.quadratize)
+        options = {**spec.options, **({"neuron": spec.quadratize} if spec.quadratize else {})}
+        return _of_zoo(spec.full_name, options)
+    if spec.kind == "mlp":
+        neuron = "squared_output" if spec.activation == "square" else spec.neuron
+        linear = neuron == "linear"
+        matched = linear and spec.as_large_as is not None
+        return Network(neuron, "linear", linear, "parameter-matched" if matched else None)
+    neuron = "linear" if spec.convolution else "–"
     head = {"dense": "dense form", "low_rank": f"rank {spec.rank}"}.get(spec.kind, "linear")
-    if spec.kind == "low_rank":
-        head += ", signed" * spec.signed
-    head += ", affine" * spec.affine
-    if spec.kind != "mlp":
-        return Network(
-            "linear" if spec.convolution else "–", head, "plain" if head == "linear" else None
-        )
-    if spec.activation == "square":
-        return Network("squared_output", head, None)
-    linear = spec.neuron == "linear"
-    return Network(f"{spec.neuron}, hidden", head, "parameter-matched" if linear else None)
+    head += ", signed" * spec.signed + ", affine" * spec.affine
+    linear = spec.kind == "linear"
+    return Network(neuron, head, linear, "plain" if linear else None)
 
 
-def _of_name(name: str, quadratized: str | None = None) -> Network:
-    row = ARCHITECTURES.get(name, {"neuron": "linear"})
-    neuron = quadratized or str(row.get("neuron", "quadratic"))
-    head = str(row.get("head", "linear"))
+def _of_zoo(name: str, options: Mapping[str, Any]) -> Network:
+    """A network of the zoo; any other of timm's is linear, unless a neuron is put into it."""
+    row = {**ARCHITECTURES.get(name, {"neuron": "linear"}), **options}
+    neuron, head = str(row.get("neuron", "quadratic")), str(row.get("head", "linear"))
     shown = {"low_rank": f"rank {row.get('rank')}", "dense": "dense form"}.get(head, head)
+    shown += ", signed" * bool(row.get("signed")) + ", affine" * bool(row.get("affine"))
+    if row.get("neuron_rank"):
+        neuron += f", rank {row['neuron_rank']}"
     if neuron != "linear" or head != "linear":
-        return Network(neuron, shown, None)
+        return Network(neuron, shown)
     matched = re.search(r"_w\d+$", name) is not None
-    return Network(neuron, shown, "parameter-matched" if matched else "plain")
+    return Network(neuron, shown, linear=True, control="parameter-matched" if matched else "plain")
 
 
 def formula_of(network: Network) -> str | None:
     """The formula of its neurons, where they are of the catalogue.
 
-    >>> formula_of(Network("compact", "linear", None))
+    >>> formula_of(Network("compact", "linear"))
     'w_r x + b_r + w_b x² + c'
     """
     name = network.neuron.partition(",")[0]
@@ -222,20 +222,23 @@ def formula_of(network: Network) -> str | None:
 
 def _row(entry: Entry) -> Row:
     found = entry.accuracy
+    try:
+        network = network_of(entry)
+    except UserError:  # of a table that is not as it was: nothing can be said of it any more
+        network, found = Network("?", "?"), None
     group: Group = "full runs"
-    if found is None or entry.verdict in ("not verified", "could not be loaded"):
-        group = "not verified"
+    if found is None or entry.measured is None:
+        group, found = "not verified", None
     elif entry.selection == "best on test":
         group = "best on test"
     elif entry.reduced:
         group = "reduced runs"
     interval = found.interval95 if found else None
-    images = entry.measurement.images if entry.measurement else None
-    if found is not None and interval is None and images is not None and entry.run is None:
-        interval = wilson(found.mean, images)
+    if found is not None and found.n == 1 and entry.measured and entry.measured.images:
+        interval = wilson(found.mean, entry.measured.images)
     return Row(
         entry=entry,
-        network=network_of(entry),
+        network=network,
         group=group,
         accuracy=found.mean if found else None,
         std=found.std if found else None,
@@ -260,7 +263,7 @@ def _rank(row: Row, rows: Sequence[Row]) -> int | None:
 def _differences(row: Row, rows: Sequence[Row]) -> tuple[Difference, ...]:
     """To each control whose seeds pair: of the same table, under the same choices."""
     run = row.entry.run
-    if run is None or row.network.control is not None:
+    if run is None or row.network.linear or row.group == "not verified":
         return ()
     found = []
     others = {axis: value for axis, value in run.axes.items() if axis != "model"}
@@ -278,5 +281,8 @@ def _differences(row: Row, rows: Sequence[Row]) -> tuple[Difference, ...]:
         ]
         summary = summarize(pairs)
         if summary is not None and summary.n > 1:
-            found.append(Difference(control.entry.id, summary.mean, summary.interval95, summary.n))
-    return tuple(found)
+            kind = control.network.control
+            found.append(
+                Difference(control.entry.id, kind, summary.mean, summary.interval95, summary.n)
+            )
+    return tuple(sorted(found, key=lambda one: (one.control != "plain", one.to)))

@@ -46,7 +46,6 @@ def submit(
     identifier: str | None = None,
     title: str | None = None,
     replace: bool = False,
-    reduced: bool | None = None,
     selection: str = "last epoch",
     **claim: Any,
 ) -> Entry:
@@ -55,15 +54,13 @@ def submit(
     Args:
         source: a folder of weights, ``ORG/NAME`` of the Hub, or a name of the zoo's weights.
         folder: of the entries.
-        key: of a trial under ``out``, or its beginning: the entry is of its cell, over all seeds
-            recorded. With weights, too, the run is the one that they come from.
+        key: of a trial under ``out``, or its beginning: the entry is of its cell, over its seeds
+            0, 1, … as far as they are recorded.
         out: the folder of results.
         board: where the entry belongs; by default to the dataset that it was measured on.
         identifier: of the entry; by default made of what it is.
         title: by default the name of weights, or table, model and choices of a run.
         replace: whether an entry of that id may be replaced by another.
-        reduced: whether the training was shorter than its table asks for, where the record, which
-            says it, is not believed.
         selection: which epoch's weights were taken.
         claim: fields of :class:`qbench.leaderboard.entry.Claim`; those left out come from the
             record of the weights and from the run.
@@ -75,12 +72,14 @@ def submit(
         raise UserError(
             "nothing to submit: give a folder of weights, a name on the Hub, or --run KEY"
         )
+    if source is not None and key is not None:
+        raise UserError(f"{source!r} are weights, {key!r} is a run: submit each by itself")
+    if key is not None and claim.get("accuracy") is not None:
+        raise UserError("the accuracy of a run is the mean over its seeds: leave out --accuracy")
     if board is not None:
         get_board(board)
     weights, record = (None, None) if source is None else _weights(source)
     run, cell, of_run_reduced = (None, None, False) if key is None else _run(out, key)
-    if record is not None and run is not None:
-        _check_same(record, run)
     dataset = _dataset(record, cell, board)
     given = {name: value for name, value in claim.items() if value is not None}
     facts = {**_known(source, record, run), **given}
@@ -91,8 +90,7 @@ def submit(
         if field not in facts:
             raise UserError(f"the entry lacks {field}: give {what}")
     name = title or _title(record, cell)
-    if reduced is None:
-        reduced = record.reduced if record is not None else of_run_reduced
+    reduced = record.reduced if record is not None else of_run_reduced
     entry = _validated(
         {
             "id": identifier or _identifier(source, record, cell),
@@ -154,17 +152,20 @@ def _of_hub(source: str) -> Provenance:
     config = download(repository, _CONFIG, None, revision or None)
     try:
         said = json.loads(config.read_bytes())["pretrained_cfg"]
-        pairs = {key: (said[key], getattr(record.preprocessing, key)) for key in ("mean", "std")}
+        pairs = {
+            key: (list(said[key]), list(getattr(record.preprocessing, key)))
+            for key in ("mean", "std")
+        }
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{_CONFIG} of {repository} has no pretrained_cfg with mean and std, which says how "
             "images are prepared: publish it with qzoo publish"
         ) from None
     for key, (theirs, ours) in pairs.items():
-        if list(theirs) != list(ours):
+        if theirs != ours:
             raise UserError(
                 f"{_CONFIG} of {repository} prepares images with {key} {theirs}, and its {RECORD} "
-                f"says {list(ours)}: one of them is wrong, and so will be the accuracy"
+                f"says {ours}: one of them is wrong, and so will be the accuracy"
             )
     return record
 
@@ -206,6 +207,9 @@ def _run(out: Path, key: str) -> tuple[Run, Cell, bool]:
         (r for r in RunFolder(out, table).recorded() if r.cell_key == one.cell_key),
         key=lambda result: result.seed,
     )
+    results = [result for place, result in enumerate(results) if result.seed == place]
+    if not results:
+        raise UserError(f"seed 0 of the run of {one.key} is not recorded: run it, too")
     if "test_accuracy" not in one.metrics:
         raise UserError(
             f"trial {one.key} of table {table.id} measured no test accuracy: no board compares it"
@@ -236,16 +240,6 @@ def _run(out: Path, key: str) -> tuple[Run, Cell, bool]:
         return Run.model_validate(run), cell, one.reduced
     except ValidationError as error:
         raise UserError(f"trial {one.key} cannot be submitted: {first_problem(error)}") from error
-
-
-def _check_same(record: Provenance, run: Run) -> None:
-    """Weights and a run of one entry are of one cell: the file is one of its seeds."""
-    known = run.accuracies.get(-1 if record.seed is None else record.seed)
-    if (record.table, record.table_version) != (run.table, run.version) or known != record.claimed:
-        raise UserError(
-            f"the weights of {record.name} are of table {record.table}, seed {record.seed}, with "
-            f"{record.claimed} %, and no seed of the run is: submit each by itself"
-        )
 
 
 def kept(values: Sequence[Any]) -> tuple[Any, ...]:

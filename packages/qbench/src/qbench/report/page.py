@@ -184,7 +184,8 @@ def inline_svg(name: str, svg: str) -> Inline:
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     found = re.search(r"<title>(.*?)</title>", svg, re.DOTALL)
     width = re.search(r'width="([\d.]+)pt" height="[\d.]+pt"', svg)
-    if found is None or width is None or not _is_drawing(svg):
+    is_named = re.fullmatch(r"[\w-]+", name)
+    if found is None or width is None or not is_named or not _is_drawing(svg):
         raise UserError(f"figure {name} was not drawn by qbench report: draw it again")
     label = unescape(found.group(1))
     svg = svg[svg.index("<svg") :]
@@ -203,17 +204,18 @@ def inline_svg(name: str, svg: str) -> Inline:
 
 def _is_drawing(svg: str) -> bool:
     """Whether an SVG has nothing but what matplotlib draws with: no script, no link, no event."""
-    for piece in svg[svg.index("<svg") :].split("<")[1:]:
+    inside = svg[svg.index("<svg") :]
+    for piece in inside.split("<")[1:]:
         tag = piece.partition(">")[0]
-        name = re.match(r"/?([A-Za-z:]+)", tag)
-        if tag.count('"') % 2 or name is None or name.group(1) not in _DRAWN:
+        found = re.fullmatch(r'/?([A-Za-z:]+)((?:\s+[\w:-]+="[^"]*")*)\s*/?', tag)
+        if found is None or found.group(1) not in _DRAWN:
             return False
-        for attribute, value in re.findall(r'([\w:-]+)\s*=\s*"([^"]*)"', tag):
-            if attribute.lower().startswith("on") or "javascript:" in value.lower():
+        for attribute, value in re.findall(r'([\w:-]+)="([^"]*)"', found.group(2)):
+            if attribute.lower().startswith("on"):
                 return False
             if attribute.endswith("href") and not value.startswith(("#", "data:image/png;")):
                 return False
-    return True
+    return inside.count("<style") <= 1 and not re.search(r"url\((?!#)|@import", inside)
 
 
 def _interval(value: tuple[float, float] | None, metric: Metric) -> str:

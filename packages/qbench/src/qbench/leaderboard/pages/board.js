@@ -14,7 +14,8 @@ const rows = table ? [...body.rows].map((element) => {
   const text = (place) => cells[place].textContent.trim();
   const names = [...table.tHead.rows[0].cells].map((cell) => cell.dataset.sort);
   const values = { ...element.dataset };
-  for (const key of ["title", "neuron", "head"]) values[key] = text(names.indexOf(key));
+  for (const key of ["neuron", "head"]) values[key] = text(names.indexOf(key));
+  values.title = element.querySelector("th bdi").textContent;
   const parsed = (key, value) => numeric.has(key) ? (value === "" ? null : Number(value)) : value;
   for (const key of Object.keys(values)) values[key] = parsed(key, values[key]);
   for (const key of ["title", "neuron", "head"]) {
@@ -133,7 +134,7 @@ function draw(found) {
       data: {
         datasets: [
           { ...scatter, label: "quadratic", data: of("quadratic"), backgroundColor: "#0072b2" },
-          { ...scatter, label: "linear control", data: of("control"), pointStyle: "rectRot", backgroundColor: "#d55e00" },
+          { ...scatter, label: "linear", data: of("linear"), pointStyle: "rectRot", backgroundColor: "#d55e00" },
           {
             label: "Pareto front", data: front(points.filter((point) => point.group === "full runs")),
             pointStyle: "line", showLine: true, pointRadius: 0, pointHitRadius: 0, borderColor: colour("--muted"), borderDash: [5, 4], borderWidth: 1.5, stepped: "before",
