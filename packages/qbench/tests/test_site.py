@@ -400,12 +400,15 @@ def test_two_thousand_entries_are_painted_and_sorted_at_once(
 ) -> None:
     site = tmp_path / "site"
     build([entry_of(number) for number in range(2000)], None, site)
-    seen = visit(site / "boards" / "uci.html")
+    # whatever else this machine does only adds: the least of three counts, here and below
+    painted = []
+    for _ in range(3):
+        seen = visit(site / "boards" / "uci.html")
+        seen.page.wait_for_timeout(1500)
+        paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+        painted.append(seen.page.evaluate(paint))
+    assert min(painted) < 1000, painted
     page = seen.page
-    page.wait_for_timeout(1500)
-    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    assert painted < 1000
-    # whatever else this machine does only adds: the least of three counts
     times = page.evaluate(
         """["Accuracy (%)", "Parameters", "Entry"].map(name => {
           const button = [...document.querySelectorAll("th button")]

@@ -236,8 +236,8 @@ class RunFolder:
             path = self.result_path(key)
             try:
                 result = read_result(path)
-            except FileNotFoundError:
-                continue  # a trial that was killed before its result
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # a trial that was killed before its result, or no trial at all
             except UserError:
                 if not _is_of_another_version(path, self.table):
                     raise
