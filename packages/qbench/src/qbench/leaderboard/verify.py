@@ -34,14 +34,7 @@ _LONGEST_REASON = 1000
 _AGAIN = 0.5  # points by which a seed that is run again may end elsewhere on another machine,
 _SAMPLES = 2.0  # or so many samples of a small test set
 
-OFFLINE: Mapping[str, str] = MappingProxyType(
-    {
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "NO_PROXY": "*",
-    }
-)
+_OFFLINE = MappingProxyType({"HF_HUB_OFFLINE": "1", "NO_PROXY": "*"})
 _KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "SYSTEMROOT")
 
 
@@ -147,7 +140,7 @@ def _run(task: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
             text=True,
             encoding="utf-8",
             errors="replace",
-            env={**kept, **OFFLINE, "HOME": home, "TMPDIR": home},
+            env={**kept, **_OFFLINE, "HOME": home, "TMPDIR": home},
             start_new_session=True,
         ) as process:
             try:
