@@ -15,9 +15,9 @@ from figures import neuron
 import qcore
 from qbench.report.claims import ClaimReport
 from qbench.report.drawing import to_svg
+from qbench.report.files import read_reports
 from qbench.report.numbers import Report
 from qbench.report.wording import VERDICTS, format_count, format_value
-from qbench.table import table_names
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -26,15 +26,14 @@ CLAIMS = ROOT / "docs" / "claims.md"
 _OURS = "not claimed by the paper"
 _HEAD = """# All claims
 
-Made by `docs/measured.py` from `results/`; [what we found](findings.md) says what verdicts mean.
+Made by `docs/measured.py` from `results/`; [what we found](findings.md) says what the verdicts mean.
 """
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
-def reports(folder: Path = ROOT / "results") -> list[Report]:
-    """The reports of a folder of results, in the order of the tables."""
-    paths = [folder / name / "report.json" for name in table_names()]
-    return [Report.model_validate_json(path.read_bytes()) for path in paths if path.is_file()]
+def reports() -> list[Report]:
+    """The reports of ``results/``, in the order of the tables."""
+    return read_reports(ROOT / "results")
 
 
 def of_paper(report: Report) -> list[ClaimReport]:
@@ -120,7 +119,8 @@ def with_table(text: str, table: str) -> str:
 
 
 if __name__ == "__main__":
+    found = reports()
     text = README.read_text(encoding="utf-8")
-    README.write_text(with_table(text, summary(reports())), encoding="utf-8")
-    CLAIMS.write_text(f"{_HEAD}\n{page(reports())}", encoding="utf-8")
+    README.write_text(with_table(text, summary(found)), encoding="utf-8")
+    CLAIMS.write_text(f"{_HEAD}\n{page(found)}", encoding="utf-8")
     PICTURE.write_text(to_svg(neuron()), encoding="utf-8")

@@ -154,18 +154,12 @@ def list_entries(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the entries of each dataset in the order of their ranks."""
-    from qbench.leaderboard.boards import BOARDS
+    from qbench.leaderboard.boards import all_datasets
     from qbench.leaderboard.entry import read_entries
     from qbench.leaderboard.site import record_of
-    from qbench.leaderboard.standings import standings
+    from qbench.leaderboard.standings import rows_of
 
-    every = read_entries(entries)
-    datasets = [dataset for board in BOARDS.values() for dataset in board.datasets]
-    rows = [
-        row
-        for dataset in datasets
-        for row in standings([entry for entry in every if entry.dataset == dataset])
-    ]
+    rows = rows_of(all_datasets(), read_entries(entries))
     if as_json:
         typer.echo(json.dumps([record_of(row) for row in rows], indent=1))
         return

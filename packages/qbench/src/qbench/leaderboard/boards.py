@@ -38,6 +38,11 @@ BOARDS: Mapping[str, Board] = MappingProxyType(
 """Every board by name."""
 
 
+def all_datasets() -> list[str]:
+    """The datasets of all boards, in their order."""
+    return [dataset for board in BOARDS.values() for dataset in board.datasets]
+
+
 def board_of(dataset: str) -> str:
     """The board that a dataset belongs to.
 
@@ -49,9 +54,8 @@ def board_of(dataset: str) -> str:
     for name, board in BOARDS.items():
         if dataset in board.datasets:
             return name
-    every = [dataset for board in BOARDS.values() for dataset in board.datasets]
     raise UserError(
-        f"{dataset} belongs to no board: the leaderboard compares on {', '.join(every)}"
+        f"{dataset} belongs to no board: the leaderboard compares on {', '.join(all_datasets())}"
     )
 
 

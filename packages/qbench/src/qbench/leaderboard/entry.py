@@ -19,7 +19,7 @@ from pydantic import (
 
 from qbench.errors import UserError, first_problem, unknown
 from qbench.frozen import Frozen
-from qbench.leaderboard.boards import BOARDS, get_board
+from qbench.leaderboard.boards import get_board
 from qbench.report.statistics import Summary, summarize
 from qbench.table import identity
 from qbench.trial import write_whole
@@ -186,12 +186,10 @@ class Entry(Frozen):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.board not in BOARDS:
-            try:
-                get_board(self.board)
-            except UserError as error:
-                raise ValueError(str(error)) from None
-        datasets = BOARDS[self.board].datasets
+        try:
+            datasets = get_board(self.board).datasets
+        except UserError as error:
+            raise ValueError(str(error)) from None
         if self.dataset not in datasets:
             raise ValueError(
                 f"dataset: {self.dataset!r} is none of board {self.board}: choose from "
@@ -308,12 +306,17 @@ def read_entries(folder: Path) -> list[Entry]:
     return [read_entry(path) for path in sorted(folder.glob("*.json"))]
 
 
+def entry_text(entry: Entry) -> str:
+    """An entry as its file holds it."""
+    text = json.dumps(entry.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    return text + "\n"
+
+
 def write_entry(entry: Entry, folder: Path) -> Path:
     """Write an entry, whole or not at all."""
     path = entry_path(folder, entry.id)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(entry.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    write_whole(path, text + "\n")
+    write_whole(path, entry_text(entry))
     return path
 
 

@@ -14,24 +14,23 @@ from types import MappingProxyType
 from typing import Any
 
 import jinja2
-from pydantic import ValidationError
 
 from qbench import __version__
-from qbench.errors import UserError, first_problem
-from qbench.leaderboard.boards import BOARDS, Board
-from qbench.leaderboard.entry import Entry, Verdict, machine
+from qbench.errors import UserError
+from qbench.leaderboard.boards import BOARDS
+from qbench.leaderboard.entry import Entry, Verdict, entry_text, machine
 from qbench.leaderboard.standings import (
     GROUPS,
     Row,
     cell_of,
     formula_of,
     missing_controls,
-    standings,
+    rows_of,
 )
+from qbench.report.files import read_reports
 from qbench.report.numbers import Report
 from qbench.report.page import new_environment, read_part, render_page
 from qbench.report.wording import format_value
-from qbench.table import table_names
 
 _MADE_BY = "qbench leaderboard build"
 _MARK = ".quadnets-site"
@@ -68,7 +67,7 @@ def build(entries: Sequence[Entry], results: Path | None, site: Path) -> int:
     Raises ``UserError`` for a folder that holds anything else, and for a damaged report.
     """
     _check_replaceable(site)
-    boards = {name: _rows_of(board, entries) for name, board in BOARDS.items()}
+    boards = {name: rows_of(board.datasets, entries) for name, board in BOARDS.items()}
     reports = _reports(results)
     site.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".site-", dir=site.parent) as staging:
@@ -107,37 +106,22 @@ def _check_replaceable(site: Path) -> None:
         )
 
 
-def _rows_of(board: Board, entries: Sequence[Entry]) -> list[Row]:
-    return [
-        row
-        for dataset in board.datasets
-        for row in standings([entry for entry in entries if entry.dataset == dataset])
-    ]
-
-
 def _reports(results: Path | None) -> list[tuple[Report, dict[str, str]]]:
     """The reports of a folder, with their figures: full ones, in the order of the tables."""
     if results is None:
         return []
     if not results.is_dir():
         raise UserError(f"there is no folder {str(results)!r}: name one with --results")
-    found = []
-    for table in table_names():
-        path = results / table / "report.json"
-        if path.is_file():
-            try:
-                report = Report.model_validate_json(path.read_bytes())
-            except ValidationError as error:
-                raise UserError(
-                    f"{path} is no report of this version of qbench ({first_problem(error)}): make "
-                    f"it again with qbench report {table} --out {results}"
-                ) from error
-            figures = {
+    return [
+        (
+            report,
+            {
                 figure.stem: figure.read_text(encoding="utf-8")
-                for figure in sorted((path.parent / "figures").glob("*.svg"))
-            }
-            found.append((report, figures))
-    return found
+                for figure in sorted((results / report.table / "figures").glob("*.svg"))
+            },
+        )
+        for report in read_reports(results)
+    ]
 
 
 class _Pages:
@@ -173,7 +157,7 @@ class _Pages:
                 name,
                 BOARDS[name],
                 [
-                    min(first, key=lambda row: -(row.accuracy or 0.0))
+                    first[0]
                     for dataset in BOARDS[name].datasets
                     if (first := [r for r in rows if r.entry.dataset == dataset and _leads(r)])
                 ],
@@ -222,8 +206,7 @@ class _Pages:
             lines=lines_for(entry),
             curves=_curves(entry),
         )
-        text = json.dumps(entry.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        _write(self._folder / "entries" / f"{entry.id}.json", text + "\n")
+        _write(self._folder / "entries" / f"{entry.id}.json", entry_text(entry))
 
     def table(self, report: Report, figures: Mapping[str, str]) -> None:
         """A table's report, as it is, beside the boards."""
@@ -340,10 +323,7 @@ def record_of(row: Row) -> dict[str, Any]:
     """A row as the downloads have it."""
     entry, found = row.entry, row.entry.measured
     low, high = row.interval95 or (None, None)
-    plain, matched = (
-        next((one.mean for one in row.differences if one.control == kind), None)
-        for kind in ("plain", "parameter-matched")
-    )
+    plain, matched = row.difference_to("plain"), row.difference_to("parameter-matched")
     return {
         "id": entry.id,
         "title": entry.title,
@@ -360,8 +340,8 @@ def record_of(row: Row) -> dict[str, Any]:
         "high95": high,
         "claimed": entry.claim.accuracy,
         "status": entry.verdict,
-        "difference_to_plain_control": plain,
-        "difference_to_matched_control": matched,
+        "difference_to_plain_control": plain.mean if plain else None,
+        "difference_to_matched_control": matched.mean if matched else None,
         "parameters": row.parameters,
         "multiply_adds": row.multiply_adds,
         "training_seconds": row.seconds,

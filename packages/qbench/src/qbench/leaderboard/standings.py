@@ -1,4 +1,4 @@
-"""Who stands where: ranks that respect uncertainty, differences to the controls, Pareto fronts."""
+"""Who stands where: ranks that respect uncertainty, and differences to the controls."""
 
 import math
 import re
@@ -70,6 +70,10 @@ class Row:
     rank: int | None = None
     differences: tuple[Difference, ...] = ()
 
+    def difference_to(self, control: Control) -> Difference | None:
+        """The difference to the first control of a kind, where there is one."""
+        return next((one for one in self.differences if one.control == control), None)
+
     @property
     def parameters(self) -> int | None:
         """As they were counted."""
@@ -107,6 +111,15 @@ def standings(entries: Sequence[Entry]) -> list[Row]:
             row.entry.id,
         ),
     )
+
+
+def rows_of(datasets: Sequence[str], entries: Sequence[Entry]) -> list[Row]:
+    """The standings of each of these datasets, one after the other."""
+    return [
+        row
+        for dataset in datasets
+        for row in standings([entry for entry in entries if entry.dataset == dataset])
+    ]
 
 
 def missing_controls(rows: Sequence[Row]) -> list[Control]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from qbench.catalogue import DATASETS
 from qbench.errors import UserError, first_problem
-from qbench.leaderboard.boards import BOARDS, board_of, get_board
+from qbench.leaderboard.boards import BOARDS, all_datasets, board_of, get_board
 from qbench.leaderboard.entry import (
     Entry,
     Run,
@@ -82,7 +82,7 @@ def submit(
     run, cell, of_run_reduced = (None, None, False) if key is None else _run(out, key)
     dataset = _dataset(record, cell, board)
     given = {name: value for name, value in claim.items() if value is not None}
-    facts = {**_known(source, record, run), **given}
+    facts = {**_known(weights, record, run), **given}
     for field, what in (
         ("accuracy", "the claimed test accuracy in percent, --accuracy"),
         ("authors", "who claims it, --authors"),
@@ -93,7 +93,7 @@ def submit(
     reduced = record.reduced if record is not None else of_run_reduced
     entry = _validated(
         {
-            "id": identifier or _identifier(source, record, cell),
+            "id": identifier or _identifier(weights, record, cell),
             "board": board_of(dataset),
             "dataset": dataset,
             "title": name,
@@ -265,7 +265,7 @@ def _dataset(record: Provenance | None, cell: Cell | None, board: str | None) ->
             )
         return cell.dataset
     measured = record.evaluation.dataset if record and record.evaluation else None
-    known = [name for name in _all_datasets() if DATASETS[name].timm]
+    known = [name for name in all_datasets() if DATASETS[name].timm]
     if board is None:
         found = [name for name in known if DATASETS[name].timm == measured]
     else:
@@ -278,17 +278,13 @@ def _dataset(record: Provenance | None, cell: Cell | None, board: str | None) ->
     return found[0]
 
 
-def _all_datasets() -> list[str]:
-    return [dataset for board in BOARDS.values() for dataset in board.datasets]
-
-
-def _known(source: str | None, record: Provenance | None, run: Run | None) -> dict[str, Any]:
+def _known(weights: str | None, record: Provenance | None, run: Run | None) -> dict[str, Any]:
     """What record and run say of the claim."""
     facts: dict[str, Any] = {}
     if record is not None:
         accuracy = record.evaluation.top1 if record.evaluation else record.claimed
         facts = {"accuracy": accuracy, "hardware": machine(record.hardware)}
-        if source is not None and "/" not in source and not Path(source).is_dir():
+        if weights == record.name:  # the zoo's own
             facts["authors"] = _HOUSE
     if run is not None:
         of_seeds = summarize(list(run.accuracies.values()))
@@ -319,11 +315,11 @@ def _title(record: Provenance | None, cell: Cell | None) -> str:
     return ", ".join([str(cell.axes["model"]), *_choices(cell)])
 
 
-def _identifier(source: str | None, record: Provenance | None, cell: Cell | None) -> str:
+def _identifier(weights: str | None, record: Provenance | None, cell: Cell | None) -> str:
     """An id made of what the entry is."""
-    if record is not None and source is not None:
-        of_hub = "/" in source and not Path(source).is_dir()
-        return slug([source.partition("@")[0] if of_hub else record.name])
+    if record is not None and weights is not None:
+        source, _, rest = weights.partition(":")
+        return slug([rest.partition("@")[0] if source == "hf-hub" else record.name])
     assert cell is not None  # noqa: S101 - an entry has one of the two
     reduced = ["reduced"] if cell.reduced else []
     parts = [cell.table.id, cell.dataset, str(cell.axes["model"]), *_choices(cell), *reduced]

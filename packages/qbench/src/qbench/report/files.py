@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
-from qbench.errors import UserError
+from pydantic import ValidationError
+
+from qbench.errors import UserError, first_problem
 from qbench.report.numbers import Report, build_report, to_json
-from qbench.table import Cell, Table
+from qbench.table import Cell, Table, table_names
 from qbench.trial import Result, RunFolder, in_order, write_whole
 
 
@@ -66,6 +68,25 @@ def write_report(report: Report, results: list[Result], folder: RunFolder) -> Pa
     write_page(report, drawn, page)
     write_whole(folder.path / f"report{suffix}.md", render_markdown(report))
     return page
+
+
+def read_reports(results: Path) -> list[Report]:
+    """The full reports of a folder, ``TABLE/report.json`` each, in the order of the tables.
+
+    Raises ``UserError`` for a file that is no report, or another version's.
+    """
+    found = []
+    for table in table_names():
+        path = results / table / "report.json"
+        if path.is_file():
+            try:
+                found.append(Report.model_validate_json(path.read_bytes()))
+            except ValidationError as error:
+                raise UserError(
+                    f"{path} is no report of this version of qbench ({first_problem(error)}): make "
+                    f"it again with qbench report {table} --out {results}"
+                ) from error
+    return found
 
 
 def _choices(table: Table, axes: dict[str, str | float]) -> tuple[str | float, ...]:

@@ -9,12 +9,14 @@ const body = table?.tBodies[0];
 const numeric = new Set(["rank", "accuracy", "difference", "parameters", "multiply_adds", "seconds"]);
 const downwards = new Set(["accuracy", "difference", "date"]); // the best or newest first
 
+const headings = table ? [...table.tHead.rows[0].cells] : [];
+const keys = headings.map((cell) => cell.dataset.sort);
+
 const rows = table ? [...body.rows].map((element) => {
-  const cells = element.cells;
-  const text = (place) => cells[place].textContent.trim();
-  const names = [...table.tHead.rows[0].cells].map((cell) => cell.dataset.sort);
   const values = { ...element.dataset };
-  for (const key of ["neuron", "head"]) values[key] = text(names.indexOf(key));
+  for (const key of ["neuron", "head"]) {
+    values[key] = element.cells[keys.indexOf(key)].textContent.trim();
+  }
   values.title = element.querySelector("th bdi").textContent;
   const parsed = (key, value) => numeric.has(key) ? (value === "" ? null : Number(value)) : value;
   for (const key of Object.keys(values)) values[key] = parsed(key, values[key]);
@@ -60,7 +62,7 @@ function show() {
   body.replaceChildren(shown);
   document.getElementById("count").textContent = `${found.length} of ${rows.length} entries`;
   document.getElementById("more").hidden = count === found.length;
-  for (const cell of table.tHead.rows[0].cells) {
+  for (const cell of headings) {
     if (cell.dataset.sort !== undefined && cell.dataset.sort === order.key) {
       cell.setAttribute("aria-sort", order.descending ? "descending" : "ascending");
     } else {
@@ -92,8 +94,7 @@ function recall() {
   }
   const sort = state.get("sort") ?? "";
   const key = sort.replace(/^-/, "");
-  const known = [...table.tHead.rows[0].cells].some((cell) => cell.dataset.sort === key);
-  if (key && known) order = { key, descending: sort.startsWith("-") };
+  if (key && keys.includes(key)) order = { key, descending: sort.startsWith("-") };
   const target = rows.find(({ element }) => element.id === location.hash.slice(1));
   if (target && form.elements.dataset) form.elements.dataset.value = target.values.dataset;
 }
@@ -111,7 +112,7 @@ function pointsOf(found, cost) {
   return found
     .filter(({ values }) => values.accuracy !== null && values[cost] !== null)
     .map(({ element, values }) => ({
-      x: values[cost], y: values.accuracy, title: values.title, id: element.id, ...values,
+      x: values[cost], y: values.accuracy, id: element.id, ...values,
     }));
 }
 
@@ -170,7 +171,7 @@ function update() {
 if (table) {
   form.hidden = false;
   document.getElementById("charts").hidden = false;
-  for (const cell of table.tHead.rows[0].cells) {
+  for (const cell of headings) {
     const key = cell.dataset.sort;
     if (key === undefined) continue;
     const button = document.createElement("button");
