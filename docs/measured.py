@@ -26,7 +26,7 @@ CLAIMS = ROOT / "docs" / "claims.md"
 _OURS = "not claimed by the paper"
 _HEAD = """# All claims
 
-Made by `docs/measured.py` from `results/`; [what we found](findings.md) says what the verdicts mean.
+Made by `docs/measured.py` from `results/`; [what we found](findings.md) explains the verdicts.
 """
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
