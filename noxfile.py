@@ -16,7 +16,10 @@ nox.options.error_on_external_run = True
 ROOT = Path(__file__).parent
 # each package with those below it, in the order of their imports
 STACK = ("qcore", "qzoo", "qbench")
-TIMM_SAMPLE = ("qresnet20", "qresnet20_rezero", "qresnet10", "cifar_resnet20_rank2")
+TIMM_SAMPLE = (
+    *("qresnet20", "qresnet20_rezero", "qresnet10", "cifar_resnet20_rank2"),
+    *("diqnn_rank2", "diqnn_conv"),
+)
 DISTRIBUTIONS = {"qcore": "quadnets-core", "qzoo": "quadnets-zoo", "qbench": "quadnets-bench"}
 
 

@@ -103,5 +103,5 @@ for claim in report.claims:
 # Where they go
 # -------------
 #
-# A neuron: one entry in ``qcore/neurons.py``. A model: one row in ``qzoo/models/architectures.py``. A table: one file in
+# A neuron: one entry in ``qcore/neurons.py``. A model: one row in ``qzoo/architectures.py``. A table: one file in
 # ``qbench/tables/``. CONTRIBUTING says which tests check each of them.

@@ -9,11 +9,11 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from qzoo.architectures import ARCHITECTURES
 from qzoo.cli import app
 from qzoo.folder import read_folder
 from qzoo.hub import hub_id
 from qzoo.index import package_index, read_index
-from qzoo.models.architectures import ARCHITECTURES
 
 SCRIPT = """
 import argparse

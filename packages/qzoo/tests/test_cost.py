@@ -6,8 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import qcore
+from qzoo.architectures import ARCHITECTURES
 from qzoo.cost import cost
-from qzoo.models.architectures import ARCHITECTURES
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
 import qcore
-from qzoo.models.architectures import ARCHITECTURES
+from qzoo.architectures import ARCHITECTURES, CIFAR_QRESNETS
 
 MODELS = [
     name
@@ -62,7 +62,7 @@ PARAMETERS = {
     "cifar_resnet20_dense": 269_722 - 650 + 10 * 64 * 65 // 2,
 }
 
-per_model = pytest.mark.parametrize("name", MODELS)
+per_model = pytest.mark.parametrize("name", CIFAR_QRESNETS)
 per_kind = pytest.mark.parametrize("name", SAMPLE)
 
 

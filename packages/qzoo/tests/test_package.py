@@ -9,12 +9,14 @@ import tomllib
 from pathlib import Path
 
 import qzoo
-from qzoo.cost import cost
+from qzoo.cost import cost, rounded
 
 PACKAGE = Path(__file__).parents[1]
 README = (PACKAGE / "README.md").read_text(encoding="utf-8")
 
 IMPORTS = """
+import sys
+
 import timm
 from torch import nn
 made, init = [], nn.Module.__init__
@@ -25,19 +27,20 @@ models, modules = set(timm.list_models()), set(timm.models.list_modules())
 
 import qzoo
 import qzoo.models
-import qzoo.models.architectures
+import qzoo.architectures
 import qzoo.models.cifar_qresnet
+import qzoo.models.diqnn
 import qzoo
 
 assert not made, made
 new_models = set(timm.list_models()) - models
 new_modules = set(timm.models.list_modules()) - modules
-assert new_models == set(qzoo.models.architectures.ARCHITECTURES), new_models
-assert new_modules == {"cifar_qresnet"}, new_modules
+assert new_models == set(qzoo.architectures.ARCHITECTURES), new_models
+assert new_modules == {"cifar_qresnet", "diqnn"}, new_modules
 for name in new_models:
     entry = timm.model_entrypoint(name)
-    assert entry.__name__ == name and entry is getattr(qzoo.models.cifar_qresnet, name)
-assert set(qzoo.models.cifar_qresnet.__all__) >= new_models
+    family = sys.modules[entry.__module__]
+    assert entry.__name__ == name and entry is getattr(family, name) and name in family.__all__
 """
 
 
@@ -51,6 +54,7 @@ def test_import_registers_under_new_names_and_makes_no_module_and_no_warning():
 def test_public_names():
     assert sorted(qzoo.__all__) == [
         "CifarQResNet",
+        "DIQNN",
         "Evaluation",
         "Preprocessing",
         "Provenance",
@@ -73,12 +77,12 @@ def test_readme_runs(tmp_path, monkeypatch):
 
 
 def test_readme_has_the_costs_of_its_models():
-    rows = re.findall(r"^\| `(\w+)` \| .* \| ([\d ]+) \| ([\d ]+) M \|$", README, re.MULTILINE)
-    assert len(rows) == 15
-    for name, parameters, millions in rows:
+    rows = re.findall(r"^\| `(\w+)` \| .* \| ([\d ]+) \| ([\d ]+ [Mk]) \|$", README, re.MULTILINE)
+    assert len(rows) == 18
+    for name, parameters, multiply_adds in rows:
         counted = cost(name)
         assert int(parameters.replace(" ", "")) == counted.parameters
-        assert int(millions.replace(" ", "")) == round(counted.multiply_adds / 1e6)
+        assert multiply_adds.replace(" ", "") == re.sub("[ ,]", "", rounded(counted.multiply_adds))
 
 
 def test_dependencies_are_what_is_imported():

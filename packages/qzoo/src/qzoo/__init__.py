@@ -16,12 +16,14 @@ from qzoo.errors import WeightsError as WeightsError
 from qzoo.evaluation import evaluate as evaluate
 from qzoo.evaluation import verify as verify
 from qzoo.folder import save_weights as save_weights
+from qzoo.models import DIQNN as DIQNN
 from qzoo.models import CifarQResNet as CifarQResNet
 from qzoo.provenance import Evaluation as Evaluation
 from qzoo.provenance import Preprocessing as Preprocessing
 from qzoo.provenance import Provenance as Provenance
 
 __all__ = [
+    "DIQNN",
     "CifarQResNet",
     "Evaluation",
     "Preprocessing",

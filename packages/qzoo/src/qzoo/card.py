@@ -7,9 +7,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 import qcore
-from qzoo.cost import cost
+from qzoo.architectures import DIQNNS, get_architecture
+from qzoo.cost import cost, rounded
 from qzoo.hub import hub_id
-from qzoo.models.architectures import get_architecture
 from qzoo.provenance import Provenance
 
 CITATIONS = {
@@ -42,7 +42,8 @@ CITATIONS = {
 def model_card(row: Provenance) -> str:
     """The model card of weights, with their accuracy in the Hub's schema."""
     arguments = get_architecture(row.model)
-    neuron = qcore.get_neuron(arguments.get("neuron", "quadratic"))
+    is_diqnn = row.model in DIQNNS
+    neuron = qcore.get_neuron("linear" if is_diqnn else arguments.get("neuron", "quadratic"))
     head = arguments.get("head", "linear")
     quadratic_trunk = neuron.name != "linear"
     papers = [
@@ -50,8 +51,11 @@ def model_card(row: Provenance) -> str:
         for paper, used in (("relinear", quadratic_trunk), ("diqnn", head != "linear"))
         if used
     ] or ["resnet"]
-    what = "Residual network for small images"
-    what += f" with neurons `{neuron.formula}`" if quadratic_trunk else " with linear convolutions"
+    if is_diqnn:
+        what = "One convolution with ReLU" if "convolution" in arguments else "An image's pixels"
+    else:
+        trunk = f"neurons `{neuron.formula}`" if quadratic_trunk else "linear convolutions"
+        what = f"Residual network for small images with {trunk}"
     what += {"linear": "", "dense": ", and a dense quadratic head"}.get(
         head, f", and a quadratic head of rank {arguments.get('rank')}"
     )
@@ -106,7 +110,7 @@ def facts(row: Provenance) -> Iterator[tuple[str, str]]:
         yield "reported by the run", f"{row.claimed:.2f} %"
     yield "run", "reduced: not what its table asks for" if row.reduced else "full"
     yield "parameters", f"{of_model.parameters:,}"
-    yield "multiply-adds", f"{of_model.multiply_adds / 1e6:,.0f} M"
+    yield "multiply-adds", rounded(of_model.multiply_adds)
     yield "input", "×".join(map(str, before.input_size)) + f", mean {before.mean}, std {before.std}"
     yield "classes", ", ".join(row.label_names) if row.label_names else str(row.num_classes)
     yield "stored as", f"{row.dtype}, {row.size:,} bytes, sha256 {row.sha256}"

@@ -21,15 +21,15 @@ from rich.table import Table
 from rich.text import Text
 
 import qcore
+from qzoo.architectures import ARCHITECTURES, DIQNNS, get_architecture
 from qzoo.bundle import bundle
 from qzoo.card import facts
-from qzoo.cost import cost
+from qzoo.cost import cost, rounded
 from qzoo.errors import WeightsError
 from qzoo.evaluation import verify
 from qzoo.export import export
 from qzoo.hub import location, weights_file
 from qzoo.index import FOLDER, get_provenance, weights_of
-from qzoo.models.architectures import ARCHITECTURES, get_architecture
 from qzoo.publish import publish
 
 app = typer.Typer(
@@ -90,7 +90,7 @@ def list_models(
     pattern: Annotated[str, typer.Argument(help="Only names that match, * for anything.")] = "*",
     as_json: AsJson = False,
 ) -> None:
-    """List the models: parameters, multiply-adds for a 32×32 image, and weights."""
+    """List the models: parameters, multiply-adds for an image of its size, and weights."""
     names = [name for name in ARCHITECTURES if fnmatch(name, pattern)]
     if not names:
         get_architecture(pattern)
@@ -107,7 +107,7 @@ def list_models(
         grid.add_row(
             row["model"],
             f"{row['parameters']:,}",
-            f"{row['multiply_adds'] / 1e6:,.0f} M",
+            rounded(row["multiply_adds"]),
             "\n".join(_weights(row["model"])) or "-",
         )
     Console().print(grid)
@@ -293,15 +293,23 @@ def run(
 def _described(name: str) -> dict[str, Any]:
     """A model, for people and for JSON."""
     row = get_architecture(name)
-    neuron = qcore.get_neuron(row.get("neuron", "quadratic"))
     head = row.get("head", "linear")
+    if name in DIQNNS:
+        channels, kernel, stride = row.get("convolution", (0, 0, 0))
+        shown = f"{channels} channels, kernel {kernel}, stride {stride}" if channels else "none"
+        trunk: dict[str, Any] = {"convolution": shown}
+    else:
+        neuron = qcore.get_neuron(row.get("neuron", "quadratic"))
+        trunk = {
+            "neuron": f"{neuron.name}: {neuron.formula}",
+            "blocks_per_stage": list(row["depths"]),
+            "channels": list(row["widths"]),
+            "shortcut": f"option {row['shortcut']}",
+            "residual": row.get("residual", "plain"),
+        }
     return {
         "model": name,
-        "neuron": f"{neuron.name}: {neuron.formula}",
-        "blocks_per_stage": list(row["depths"]),
-        "channels": list(row["widths"]),
-        "shortcut": f"option {row['shortcut']}",
-        "residual": row.get("residual", "plain"),
+        **trunk,
         "head": f"{head}, rank {row['rank']}" if head == "low_rank" else head,
         **cost(name)._asdict(),
         "weights": [row.name for row in weights_of(name)],

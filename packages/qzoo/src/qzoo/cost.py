@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import qcore
-from qzoo.models.architectures import get_architecture
+from qzoo.architectures import DIQNNS, Arguments, convolved, get_architecture
 
 
 def cost(
     name: str,
     *,
     num_classes: int = 10,
-    in_chans: int = 3,
-    size: int = 32,
+    in_chans: int | None = None,
+    size: int | None = None,
     **arguments: Any,
 ) -> qcore.Cost:
     """Parameters, and multiply-adds per image, of a registered model.
@@ -23,16 +23,59 @@ def cost(
     Args:
         name: a registered name; ``qzoo list`` shows them.
         num_classes, in_chans: as in ``timm.create_model``.
-        size: height and width of the images.
-        arguments: others of :class:`qzoo.CifarQResNet` in the place of the registered ones, as in
-            ``timm.create_model``.
+        size: height and width of the images; by default 32, and 28 for a DIQNN.
+        arguments: others of :class:`qzoo.CifarQResNet` or :class:`qzoo.DIQNN` in the place of the
+            registered ones, as in ``timm.create_model``.
 
     Raises ``ValueError`` for another name.
 
     >>> cost("qresnet20")
     Cost(parameters=806266, multiply_adds=120939136)
+    >>> cost("diqnn_rank4")
+    Cost(parameters=31360, multiply_adds=31400)
     """
     row = {**get_architecture(name), **arguments}
+    if name in DIQNNS:
+        return _of_diqnn(row, num_classes, in_chans or 1, size or 28)
+    return _of_cifar_qresnet(row, num_classes, in_chans or 3, size or 32)
+
+
+def rounded(count: int) -> str:
+    """A number of multiply-adds in a word.
+
+    >>> rounded(120_939_136), rounded(31_400)
+    ('121 M', '31 k')
+    """
+    return f"{count / 1e6:,.0f} M" if count >= 10**6 else f"{count / 1e3:,.0f} k"
+
+
+def _of_diqnn(row: Arguments, num_classes: int, in_chans: int, size: int) -> qcore.Cost:
+    features, before = in_chans * size**2, qcore.Cost(0, 0)
+    if (convolution := row.get("convolution")) is not None:
+        channels, kernel, _ = convolution
+        height, width = convolved((size, size), convolution)
+        of_one = qcore.get_neuron("linear").cost(kernel**2 * in_chans)
+        multiply_adds = channels * of_one.multiply_adds * height * width
+        before = qcore.Cost(channels * of_one.parameters, multiply_adds)
+        features = channels * height * width
+    head = _of_head(row, features, num_classes)
+    return qcore.Cost(*(sum(both) for both in zip(before, head, strict=True)))
+
+
+def _of_head(row: Arguments, channels: int, num_classes: int) -> qcore.Cost:
+    features = channels + bool(row.get("affine"))
+    if row.get("head", "linear") == "linear":
+        of_one = qcore.get_neuron("linear").cost(channels)
+    elif row["head"] == "dense":
+        triangle = features * (features + 1) // 2
+        of_one = qcore.Cost(triangle, triangle + features)
+    else:
+        rank, signs = row["rank"], row["rank"] * bool(row.get("signed"))
+        of_one = qcore.Cost(rank * features + signs, rank * (features + 1) + signs)
+    return qcore.Cost(*(num_classes * count for count in of_one))
+
+
+def _of_cifar_qresnet(row: Arguments, num_classes: int, in_chans: int, size: int) -> qcore.Cost:
     widths: Sequence[int] = row["widths"]
     neuron = qcore.get_neuron(row.get("neuron", "quadratic"))
     if not row.get("bias", True):
@@ -61,13 +104,5 @@ def cost(
                 add(width, norm, 0)
             parameters += row.get("residual") == "rezero"
             channels = width
-    features = channels + bool(row.get("affine"))
-    if row.get("head", "linear") == "linear":
-        add(num_classes, qcore.get_neuron("linear").cost(channels), 1)
-    elif row["head"] == "dense":
-        triangle = features * (features + 1) // 2
-        add(num_classes, qcore.Cost(triangle, triangle + features), 1)
-    else:
-        rank, signs = row["rank"], row["rank"] * bool(row.get("signed"))
-        add(num_classes, qcore.Cost(rank * features + signs, rank * (features + 1) + signs), 1)
-    return qcore.Cost(parameters, multiply_adds)
+    head = _of_head(row, channels, num_classes)
+    return qcore.Cost(parameters + head.parameters, multiply_adds + head.multiply_adds)

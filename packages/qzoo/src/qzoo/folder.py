@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
+from qzoo.architectures import get_architecture
 from qzoo.errors import WeightsError
 from qzoo.hub import HUB_FILE
 from qzoo.index import RECORD, RECORD_TYPE, problem, read_records, replace_files
-from qzoo.models import CifarQResNet
-from qzoo.models.architectures import get_architecture
+from qzoo.models import DIQNN, CifarQResNet
 from qzoo.pretrained import cfg_of, check_finite, check_fit, no_safetensors
 from qzoo.provenance import Dtype, Preprocessing, Provenance, fingerprint
 
@@ -52,7 +52,7 @@ def save_weights(
     ...     save_weights(timm.create_model("qresnet20"), folder, tag="example", reduced=True).name
     'qresnet20.example'
     """
-    if not isinstance(model, CifarQResNet):
+    if not isinstance(model, CifarQResNet | DIQNN):
         raise TypeError(
             f"model is a {type(model).__name__}: give a network of the zoo, out of what wraps it"
         )

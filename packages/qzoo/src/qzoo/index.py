@@ -10,14 +10,12 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from qzoo.architectures import default_tag
 from qzoo.errors import WeightsError
 from qzoo.provenance import Provenance
 
 FOLDER = Path(__file__).parent / "weights"
 """The weights inside the package, and the index."""
-
-DEFAULT_TAG = "relinear_c10"
-"""The tag of every network's default input and classes: 3×32×32 and 10."""
 
 Records = TypeVar("Records")
 
@@ -127,7 +125,7 @@ def get_provenance(name: str) -> Provenance:
     qzoo.errors.WeightsError: qresnet20.relinear_imagenet has no weights...
     """
     rows = package_index()
-    full = name if "." in name else f"{name}.{DEFAULT_TAG}"
+    full = name if "." in name else f"{name}.{default_tag(name)}"
     if full in rows:
         return rows[full]
     model = full.split(".")[0]

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -101,10 +101,10 @@ def measure_weights(
     import qcore
     from qbench.catalogue import DATASETS
     from qbench.data.image_folder import image_root
+    from qzoo.architectures import get_architecture
     from qzoo.cost import cost
     from qzoo.evaluation import TOLERANCE, evaluate
     from qzoo.folder import read_folder
-    from qzoo.models.architectures import get_architecture
 
     weights = read_folder(folder)
     model: Any = weights.model().float()
@@ -146,7 +146,11 @@ def measure_weights(
 
 
 def measure_run(
-    table: str, axes: Mapping[str, Any], seeds: Sequence[int], reduced: bool, root: Path | None
+    table: str,
+    axes: Mapping[str, Any],
+    seeds: Sequence[int],
+    reduced: Literal["quick", "budget"] | None,
+    root: Path | None,
 ) -> dict[str, Any]:
     """Run trials of a table again, from nothing, and measure what comes out."""
     import torch

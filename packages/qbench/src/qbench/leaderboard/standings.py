@@ -12,8 +12,8 @@ from qbench.architecture import ModelSpec
 from qbench.errors import UserError
 from qbench.leaderboard.entry import Entry
 from qbench.report.statistics import summarize
-from qbench.table import Cell, load_table
-from qzoo.models.architectures import ARCHITECTURES
+from qbench.table import REDUCTIONS, Cell, load_table
+from qzoo.architectures import ARCHITECTURES, DIQNNS
 
 Control = Literal["plain", "parameter-matched"]
 """The linear networks that every board has: of the same shape, and with as many parameters."""
@@ -159,15 +159,15 @@ def cell_of(entry: Entry) -> Cell:
             f"the run is of version {run.version} of table {table.id}, which is at version "
             f"{table.version}: run it again and submit that"
         )
-    cells = table.cells(
-        {axis: (value,) for axis, value in run.axes.items() if axis in table.grid_axes},
-        {axis: (value,) for axis, value in run.axes.items() if axis not in table.grid_axes},
-        reduced=entry.reduced,
-    )
-    found = list(cells)
-    if len(found) != 1:
+    of_grid = {axis: (value,) for axis, value in run.axes.items() if axis in table.grid_axes}
+    choices = {axis: (value,) for axis, value in run.axes.items() if axis not in table.grid_axes}
+    # a reduced run is known by its keys: each kind of them has its own recipe
+    kinds = [name for name in REDUCTIONS if table.reduction(name)] if entry.reduced else [None]
+    found = [cell for kind in kinds for cell in table.cells(of_grid, choices, reduced=kind)]
+    if len(found) != len(kinds) or not found:
         raise UserError(f"the run's axes name {len(found)} cells of table {table.id}, and not one")
-    (cell,) = found
+    first = run.seeds[0]
+    cell = next((cell for cell in found if cell.trial_key(first.seed) == first.key), found[0])
     for one in run.seeds:
         if cell.trial_key(one.seed) != one.key:
             raise UserError(
@@ -212,12 +212,14 @@ def of_spec(spec: ModelSpec) -> Network:
 def _of_zoo(name: str, options: Mapping[str, Any]) -> Network:
     """A network of the zoo; any other of timm's is linear, unless a neuron is put into it."""
     row = {**ARCHITECTURES.get(name, {"neuron": "linear"}), **options}
+    if name in DIQNNS:
+        row["neuron"] = "linear" if row.get("convolution") else "–"
     neuron, head = str(row.get("neuron", "quadratic")), str(row.get("head", "linear"))
     shown = {"low_rank": f"rank {row.get('rank')}", "dense": "dense form"}.get(head, head)
     shown += ", signed" * bool(row.get("signed")) + ", affine" * bool(row.get("affine"))
     if row.get("neuron_rank"):
         neuron += f", rank {row['neuron_rank']}"
-    if neuron != "linear" or head != "linear":
+    if neuron not in ("linear", "–") or head != "linear":
         return Network(neuron, shown)
     matched = re.search(r"_w\d+$", name) is not None
     return Network(neuron, shown, linear=True, control="parameter-matched" if matched else "plain")

@@ -22,9 +22,10 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 import qcore
-from qzoo.index import DEFAULT_TAG, package_index
-from qzoo.models.architectures import ARCHITECTURES
+from qzoo.architectures import CIFAR_QRESNETS, default_tag
+from qzoo.index import package_index
 from qzoo.models.blocks import Residual, ResidualBlock, Shortcut, Stem
+from qzoo.models.checks import check_choice, head_options
 from qzoo.models.heads import DenseHead, LowRankHead
 from qzoo.pretrained import build_model, cfg_of
 
@@ -117,8 +118,8 @@ class CifarQResNet(nn.Module):
             ("residual", residual, Residual),
             ("head", head, Head),
         ):
-            _check_choice(name, value, get_args(kind))
-        self.head_options = _head_options(head, rank, signed, affine)
+            check_choice(name, value, get_args(kind))
+        self.head_options = head_options(head, rank, signed, affine)
         if head != "low_rank" and rank is not None:
             if neuron_rank is not None:
                 raise ValueError(
@@ -178,7 +179,7 @@ class CifarQResNet(nn.Module):
         self._move_to_reference()
 
     def _make_head(self, num_classes: int, global_pool: str, **factory: Any) -> None:
-        _check_choice("global_pool", global_pool, _POOLS)
+        check_choice("global_pool", global_pool, _POOLS)
         if num_classes < 0:
             raise ValueError(
                 f"num_classes={num_classes} is not allowed: give 1 or more, or 0 for no classifier"
@@ -298,7 +299,7 @@ class CifarQResNet(nn.Module):
         Raises ``ValueError`` for another ``output_fmt``.
         """
         del norm
-        _check_choice("output_fmt", output_fmt, ("NCHW",))
+        check_choice("output_fmt", output_fmt, ("NCHW",))
         taken, last = feature_take_indices(len(self.stages) + 1, indices)
         x = self.stem(x)
         found = [x] if 0 in taken else []
@@ -344,13 +345,6 @@ class CifarQResNet(nn.Module):
         return self
 
 
-def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"{name}={value!r} is not allowed: choose from {', '.join(map(repr, allowed))}"
-        )
-
-
 def _check_sizes(depths: Sequence[int], widths: Sequence[int], in_chans: int) -> None:
     if len(depths) != len(widths) or not depths:
         raise ValueError(
@@ -360,26 +354,6 @@ def _check_sizes(depths: Sequence[int], widths: Sequence[int], in_chans: int) ->
     for name, sizes in (("depths", depths), ("widths", widths), ("in_chans", (in_chans,))):
         if min(sizes) < 1:
             raise ValueError(f"{name} has {min(sizes)}, which is not allowed: give 1 or more")
-
-
-def _head_options(head: str, rank: int | None, signed: bool, affine: bool) -> dict[str, Any]:
-    """The arguments of the head's form."""
-    if head == "low_rank":
-        if rank is None:
-            raise ValueError("head='low_rank' needs a rank: give rank=1 or more")
-        return {"rank": rank, "signed": signed, "affine": affine}
-    if signed:
-        raise ValueError(
-            f"signed=True is for low-rank heads, but head={head!r}: choose head='low_rank'"
-        )
-    if head == "dense":
-        return {"affine": affine}
-    if affine:
-        raise ValueError(
-            "affine=True is for quadratic heads; a linear head has its bias: choose head='dense' "
-            "or head='low_rank'"
-        )
-    return {}
 
 
 def _cfg() -> dict[str, Any]:
@@ -402,15 +376,15 @@ def _cfg() -> dict[str, Any]:
 
 def _default_cfgs() -> dict[str, Any]:
     """The default tag of every model, marked as such, and the tags of the index's weights."""
-    rows = {row.name: row for row in package_index().values() if row.model in ARCHITECTURES}
+    rows = {row.name: row for row in package_index().values() if row.model in CIFAR_QRESNETS}
     cfgs = {name: {**_cfg(), **cfg_of(row)} for name, row in rows.items()}
     # marked by * and last: else timm makes the first tag with weights the default, and with it
     # another input or other classes
-    for name in ARCHITECTURES:
-        default = f"{name}.{DEFAULT_TAG}"
+    for name in CIFAR_QRESNETS:
+        default = f"{name}.{default_tag(name)}"
         cfgs[f"{default}*"] = cfgs.pop(default, _cfg())
     for name, cfg in cfgs.items():
-        halvings = len(ARCHITECTURES[name.split(".")[0]]["widths"]) - 1
+        halvings = len(CIFAR_QRESNETS[name.split(".")[0]]["widths"]) - 1
         cfg["pool_size"] = tuple(-(-side // 2**halvings) for side in cfg["input_size"][1:])
     return cfgs
 
@@ -422,7 +396,7 @@ def _entry(name: str) -> Callable[..., CifarQResNet]:
     """The function that timm calls for the model ``name``; timm reads the name off the function."""
 
     def create(pretrained: bool = False, **kwargs: Any) -> CifarQResNet:
-        arguments = {**ARCHITECTURES[name], **kwargs}
+        arguments = {**CIFAR_QRESNETS[name], **kwargs}
         features = {
             "out_indices": tuple(range(len(arguments["widths"]) + 1)),
             "flatten_sequential": True,
@@ -440,5 +414,5 @@ def _entry(name: str) -> Callable[..., CifarQResNet]:
     return create
 
 
-for _name in ARCHITECTURES:
+for _name in CIFAR_QRESNETS:
     globals()[_name] = register_model(_entry(_name))

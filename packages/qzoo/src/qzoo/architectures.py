@@ -1,9 +1,9 @@
-"""The registered models as data: the arguments of ``CifarQResNet`` by name.
+"""The registered models as data: the arguments of their classes by name.
 
 A model is registered where a paper or a table of the bench names it; all else goes by keyword.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
@@ -44,6 +44,11 @@ _MATCHED: Mapping[int, tuple[int, ...]] = {
 }
 
 
+# Fashion-MNIST's convolution: of a paper that names none, the first that qbench's table ``fmnist``
+# tries: 8 channels, kernel 5, stride 3.
+_CONVOLUTION: Arguments = {"convolution": (8, 5, 3)}
+
+
 def _rows() -> Iterator[tuple[str, Arguments]]:
     for size, row in _SIZES.items():
         yield f"qresnet{size}", row
@@ -61,8 +66,43 @@ def _rows() -> Iterator[tuple[str, Arguments]]:
         yield f"cifar_resnet{size}_w{widths[0]}", {**_SIZES[size], **_LINEAR, "widths": widths}
 
 
-ARCHITECTURES: Mapping[str, Arguments] = MappingProxyType(dict(_rows()))
+def _diqnn_rows() -> Iterator[tuple[str, Arguments]]:
+    for suffix, row in (("", {}), ("_conv", _CONVOLUTION)):
+        yield f"diqnn{suffix}", {"head": "dense", **row}
+        for rank in range(1, 11):
+            yield f"diqnn{suffix}_rank{rank}", {"head": "low_rank", "rank": rank, **row}
+
+
+CIFAR_QRESNETS: Mapping[str, Arguments] = MappingProxyType(dict(_rows()))
 """Arguments of :class:`qzoo.CifarQResNet` by model name."""
+
+DIQNNS: Mapping[str, Arguments] = MappingProxyType(dict(_diqnn_rows()))
+"""Arguments of :class:`qzoo.DIQNN` by model name."""
+
+ARCHITECTURES: Mapping[str, Arguments] = MappingProxyType({**CIFAR_QRESNETS, **DIQNNS})
+"""Arguments by model name, of all classes."""
+
+
+def default_tag(name: str) -> str:
+    """The tag of a model's default input and classes.
+
+    >>> default_tag("qresnet20"), default_tag("diqnn_rank4"), default_tag("diqnn_conv")
+    ('relinear_c10', 'mnist', 'fmnist')
+    """
+    if name in DIQNNS:
+        return "fmnist" if "convolution" in DIQNNS[name] else "mnist"
+    return "relinear_c10"
+
+
+def convolved(size: Sequence[int], convolution: Sequence[int]) -> tuple[int, int]:
+    """Height and width of what a convolution without padding makes of an image.
+
+    >>> convolved((28, 28), (8, 5, 3))
+    (8, 8)
+    """
+    _, kernel, stride = convolution
+    height, width = ((side - kernel) // stride + 1 for side in size)
+    return height, width
 
 
 def get_architecture(name: str) -> Arguments:
