@@ -52,6 +52,15 @@ def run_table(
     return run
 
 
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The folder with MNIST, Fashion-MNIST and CIFAR-10, where the environment names one."""
+    root = os.environ.get("QBENCH_DATA")
+    if not root:
+        pytest.skip("QBENCH_DATA names no folder with real images")
+    return Path(root)
+
+
 class MlflowServer:
     """A server on a free port of this machine, with its store in ``home``.
 

@@ -32,12 +32,12 @@ def folder(tmp_path: Path) -> RunFolder:
 def running(folder: RunFolder) -> AbstractContextManager[Recorder]:
     """A block, called x, for as long as it runs."""
     axes: dict[str, Scalar] = {"dataset": "iris", "model": "rank1"}
-    return recorded(folder, "x", axes, (0,), reduced=False)
+    return recorded(folder, "x", axes, (0,), reduced=None)
 
 
 def two_blocks(folder: RunFolder) -> list[Block]:
     only = {"dataset": ("iris",), "model": ("linear", "rank1")}
-    return plan(folder, UCI.cells(only, reduced=True), 2)
+    return plan(folder, UCI.cells(only, reduced="quick"), 2)
 
 
 def test_a_block_that_runs_has_a_file_and_one_that_ended_has_none(
@@ -55,7 +55,7 @@ def test_a_block_that_runs_has_a_file_and_one_that_ended_has_none(
         ((seen, is_held),) = found
         assert is_held
         assert (seen.block, seen.axes, seen.seeds) == (block.name, block.cell.axes, (0, 1))
-        assert (seen.state, seen.reduced) == ("running", True)
+        assert (seen.state, seen.reduced) == ("running", "quick")
         assert (seen.host, seen.pid) == (socket.gethostname(), os.getpid())
         assert started <= seen.started <= seen.updated <= time.time()
         assert (seen.reason, seen.traceback) == ("", "")
@@ -114,7 +114,7 @@ def end(block, fraction):
     if fraction == 0.4:
         os.kill(os.getpid(), signal.SIGKILL)
 
-for _ in run_blocks(folder, plan(folder, table.cells(only, reduced=True), 2), on_progress=end):
+for _ in run_blocks(folder, plan(folder, table.cells(only, reduced="quick"), 2), on_progress=end):
     pass
 """
 

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def cells() -> list[Cell]:
-    return list(UCI.cells(ONLY, reduced=True))
+    return list(UCI.cells(ONLY, reduced="quick"))
 
 
 def finish(folder: RunFolder, seeds: int) -> int:
@@ -161,7 +161,7 @@ FROM_ANOTHER = {"dataset": ("digits32",), "model": ("fine-tuned",)}
 
 def started_from_another(folder: RunFolder) -> dict[str, Result]:
     """Fine-tune a network of the table ``upgrade``, of which the one it starts from is missing."""
-    wanted = list(folder.table.cells(FROM_ANOTHER, reduced=True))
+    wanted = list(folder.table.cells(FROM_ANOTHER, reduced="quick"))
     blocks = plan(folder, wanted, 1)
     assert [block.cell.axes["model"] for block in blocks] == ["trained", "fine-tuned"]
     found = [result for _, results in run_blocks(folder, blocks) for result in results]

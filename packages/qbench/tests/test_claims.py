@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from qbench.report.numbers import build_report, to_json
-from qbench.table import Cell, Table, load_table, parse_table
+from qbench.table import Cell, Reduction, Table, load_table, parse_table
 from qbench.trial import Environment, Result
 
 TABLE = """
@@ -81,7 +81,7 @@ def results(
     linear: Sequence[float | None],
     rank1: Sequence[float | None],
     *,
-    reduced: bool = False,
+    reduced: Reduction | None = None,
     scaling: str = "maxabs",
 ) -> tuple[list[Cell], list[Result]]:
     cells = list(made.cells(choices={"scaling": (scaling,)}, reduced=reduced))
@@ -147,7 +147,7 @@ def test_a_claim_gets_its_verdict(
 
 def test_a_reduced_run_decides_nothing_and_says_so() -> None:
     made = table(ORDER)
-    report = build_report(made, *results(made, [80, 81], [90, 91], reduced=True))
+    report = build_report(made, *results(made, [80, 81], [90, 91], reduced="quick"))
     assert report.reduced
     assert report.claims[0].verdict == "not tested"
     assert report.claims[0].why.startswith("reduced run: ")
@@ -162,7 +162,7 @@ def test_a_reduced_run_names_every_field_of_every_cell_that_is_reduced() -> None
         "dataset: [iris]", "dataset: {iris: {}, wine: {recipe: {epochs: 30, lr: 0.1}}}"
     ).replace("{epochs: 2}", "{epochs: 2, lr: 0.1, log_every: 7}")
     made = parse_table(text + ORDER, "toy.yaml")
-    cells = list(made.cells(reduced=True))
+    cells = list(made.cells(reduced="quick"))
     found = [result(cell, seed, 90.0) for cell in cells for seed in range(2)]
     assert build_report(made, cells, found).warnings == [
         "REDUCED RUN: 2 steps instead of 10 or 30, lr 0.1 instead of 0.01 and 2 seeds instead of "

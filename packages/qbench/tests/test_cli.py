@@ -118,6 +118,20 @@ def test_help_shows_a_real_example(command: str) -> None:
         (["run", "uci", "--axis", "scaling=max"], "unknown scaling 'max'"),
         (["run", "uci", "--axis", "dataset=wine"], "use --only dataset=wine for the grid"),
         (["run", "uci", "--out", "/dev/null/runs"], "cannot write to '/dev/null/runs'"),
+        (
+            ["run", "uci", "--budget"],
+            "table uci has no recipe for --budget: neurons, relinear have one. Leave it out, or "
+            "give --quick",
+        ),
+        (
+            ["report", "relinear", "--quick", "--budget"],
+            "--quick and --budget are two kinds of reduced runs: give one",
+        ),
+        (
+            ["report", "relinear", "--budget", "--out", "nowhere"],
+            "no reduced results of table 'relinear' in 'nowhere': make them with qbench run "
+            "relinear --budget --out nowhere",
+        ),
         (["report", "uci", "--out", "nowhere"], "no results of table 'uci' in 'nowhere'"),
     ],
 )
@@ -137,9 +151,9 @@ def test_a_run_leaves_results_a_report_figures_and_a_store(out: Path) -> None:
     assert len(list((out / "uci").glob("*/result.json"))) == 12
     assert (out / "mlflow.db").stat().st_size > 0
     folder = out / "uci"
-    assert (folder / "report-reduced.html").read_text().startswith("<!doctype html>")
-    assert json.loads((folder / "report-reduced.json").read_text())["reduced"] is True
-    assert {path.suffix for path in (folder / "figures-reduced").iterdir()} == {".png", ".svg"}
+    assert (folder / "report-quick.html").read_text().startswith("<!doctype html>")
+    assert json.loads((folder / "report-quick.json").read_text())["reduced"] == "quick"
+    assert {path.suffix for path in (folder / "figures-quick").iterdir()} == {".png", ".svg"}
     assert not (folder / "report.html").exists()
 
 
@@ -162,7 +176,7 @@ def test_a_second_run_finds_everything_there(out: Path) -> None:
 
 def test_the_report_as_json_is_the_file(out: Path) -> None:
     done = qbench("report", "uci", "--quick", "--json", "--out", str(out))
-    assert json.loads(done.stdout) == json.loads((out / "uci" / "report-reduced.json").read_text())
+    assert json.loads(done.stdout) == json.loads((out / "uci" / "report-quick.json").read_text())
 
 
 def test_a_full_report_is_not_made_from_a_reduced_run(out: Path) -> None:
@@ -175,8 +189,8 @@ def test_a_full_report_is_not_made_from_a_reduced_run(out: Path) -> None:
 def test_a_report_that_cannot_be_written_is_one_sentence(out: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(out, folder)
-    (folder / "uci" / "report-reduced.json").unlink()
-    (folder / "uci" / "report-reduced.json").mkdir()
+    (folder / "uci" / "report-quick.json").unlink()
+    (folder / "uci" / "report-quick.json").mkdir()
     done = qbench("report", "uci", "--quick", "--out", str(folder))
     assert done.returncode == 2
     assert done.stderr.startswith("qbench: Is a directory (")

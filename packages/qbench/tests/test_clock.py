@@ -33,7 +33,7 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_training_recording_and_reporting(tmp_path: Path) -> None:
     table = load_table("uci")
     folder = RunFolder(tmp_path, table, create=True)
-    cells = list(table.cells({"dataset": ("iris",), "model": ("linear", "rank1")}, reduced=True))
+    cells = list(table.cells({"dataset": ("iris",), "model": ("linear", "rank1")}, reduced="quick"))
     setting = Setting(save_every=0.0)
     seconds = []
     for _, results in run_blocks(folder, plan(folder, cells, 2), setting):
@@ -43,7 +43,7 @@ def test_training_recording_and_reporting(tmp_path: Path) -> None:
     found = status_of(folder, cells, 4)
     assert found.left is not None
     assert 0.0 < found.left < 600.0
-    report, _ = report_of(folder, reduced=True)
+    report, _ = report_of(folder, reduced="quick")
     measured = [cell for cell in to_json(report)["cells"] if cell["n"]]
     assert [cell["n"] for cell in measured] == [2, 2]
     assert publish(folder.recorded(), default_uri(tmp_path), tmp_path) == 4
@@ -54,7 +54,7 @@ def test_training_recording_and_reporting(tmp_path: Path) -> None:
 def test_networks_that_are_measured_as_they_are_drawn(tmp_path: Path) -> None:
     table = load_table("expressivity")
     folder = RunFolder(tmp_path, table, create=True)
-    cells = list(table.cells(reduced=True))[:1]
+    cells = list(table.cells(reduced="quick"))[:1]
     for _ in run_blocks(folder, plan(folder, cells, 1)):
         pass
     (result,) = folder.results(cells)
@@ -67,9 +67,9 @@ def test_how_far_a_block_has_come_is_still_written_and_shown(
 ) -> None:
     table = load_table("uci")
     folder = RunFolder(tmp_path, table, create=True)
-    cells = list(table.cells(reduced=True))
+    cells = list(table.cells(reduced="quick"))
     monkeypatch.setattr(activity, "_EVERY", 0.0)
-    running = recorded(folder, "x", cells[0].axes, (0,), reduced=True)
+    running = recorded(folder, "x", cells[0].axes, (0,), reduced="quick")
     with folder.lock("x"), running as record:
         record.at(0.5)
         ((seen, _),) = activities(folder)

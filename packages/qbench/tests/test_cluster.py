@@ -148,7 +148,7 @@ def test_results_are_those_of_one_process(tmp_path: Path, seen_at: Path | None) 
 
 def test_the_tables_run_as_they_are(cluster: Any, tmp_path: Path) -> None:
     uci = load_table("uci")
-    cells = list(uci.cells({"dataset": ("iris",)}, reduced=True))
+    cells = list(uci.cells({"dataset": ("iris",)}, reduced="quick"))
     folders = [RunFolder(tmp_path / name, uci, create=True) for name in ("here", "there")]
     seen: dict[Block, float] = {}
     for _ in run_blocks(folders[0], plan(folders[0], cells, 3)):
@@ -293,7 +293,7 @@ def test_a_block_that_another_process_runs_is_left_to_it(
         cell = first.cell
         with (
             folder.lock(first.name),
-            recorded(folder, first.name, cell.axes, first.seeds, reduced=False) as record,
+            recorded(folder, first.name, cell.axes, first.seeds, reduced=None) as record,
         ):
             record._change(fraction=0.5)
             held.set()

@@ -74,7 +74,9 @@ def test_the_cost_of_a_cell_grows_with_what_it_does() -> None:
     assert cell_cost(large, 1).forms == 10 * one.forms
     # three passes over the training images in each of 5 epochs, and 10 measurements of the test
     assert one.forms == 10 * 785 * (3 * 5 * 60_000 + 10 * 10_000)
-    (quick,) = load_table("rank").cells({"dataset": ("mnist",), "model": ("rank1",)}, reduced=True)
+    (quick,) = load_table("rank").cells(
+        {"dataset": ("mnist",), "model": ("rank1",)}, reduced="quick"
+    )
     assert cell_cost(quick, 1).forms < one.forms / 20
 
 

@@ -9,7 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from qbench.block import plan
+from qbench.block import Setting, plan
+from qbench.build import build_model
 from qbench.data.image_folder import write_image_folder
 from qbench.errors import UserError
 from qbench.executors import run_blocks
@@ -30,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reduced run of two networks."""
     out = tmp_path_factory.mktemp("runs")
     folder = RunFolder(out, DIGITS, create=True)
-    cells = list(DIGITS.cells(ONLY, reduced=True))
+    cells = list(DIGITS.cells(ONLY, reduced="quick"))
     for _ in run_blocks(folder, plan(folder, cells, 1)):
         pass
     return out
@@ -150,6 +151,40 @@ def test_in_another_precision_than_float32_both_accuracies_are_recorded_and_may_
     assert record.claimed == result.metrics["test_accuracy"]
     assert record.evaluation is not None
     assert record.evaluation.top1 != record.claimed
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "name"),
+    [
+        ("mnist", "rank2", "diqnn_rank2.mnist"),
+        ("fmnist", "rank1", "diqnn_conv_rank1.fmnist"),
+        ("fmnist", "rank2-signed", None),
+        ("mnist", "linear", None),
+    ],
+)
+def test_a_classifier_of_images_is_a_diqnn_in_the_zoo(
+    dataset: str, model: str, name: str | None, tmp_path: Path, real_images: Path
+) -> None:
+    rank = load_table("rank")
+    folder = RunFolder(tmp_path / "runs", rank, create=True)
+    only = {"dataset": (dataset,), "model": (model,)}
+    (cell,) = rank.cells(only, reduced="quick")
+    blocks = plan(folder, [cell], 1)
+    ((_, (result,)),) = run_blocks(folder, blocks, Setting(root=real_images))
+    if name is None:
+        assert exportable(tmp_path / "runs") == []
+        return
+    record = export(tmp_path / "runs", result.key, tmp_path / "weights", root=real_images)
+    assert (record.name, record.reduced) == (name, True)
+    trained = build_model(cell.model, (1, 28, 28), 10, 1.0, 0)
+    path = folder.path / result.key / "weights.safetensors"
+    trained.load_state_dict(safetensors.torch.load_file(path))
+    x = torch.rand(3, 1, 28, 28)
+    assert torch.equal(read_folder(tmp_path / "weights").model()(x), trained(x))
+    assert record.evaluation is not None
+    assert record.evaluation.images == 10_000
+    # the reduced run has measured 2000 of them
+    assert record.evaluation.top1 == pytest.approx(result.metrics["test_accuracy"], abs=4)
 
 
 def test_the_digits_network_in_the_package_is_as_accurate_as_its_record_says(

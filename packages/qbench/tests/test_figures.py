@@ -32,7 +32,7 @@ def uci(run_table: Callable[..., Made]) -> Made:
         3,
         only={"dataset": ("iris", "wine"), "model": MODELS},
         choices={"scaling": ("maxabs", "raw")},
-        reduced=True,
+        reduced="quick",
     )
 
 
@@ -205,10 +205,10 @@ def test_figures_follow_what_the_report_holds(uci: Made, xor: Made) -> None:
 @pytest.mark.parametrize(
     ("update", "mark"),
     [
-        ({"reduced": True, "expected": 9, "recorded": 9}, "REDUCED RUN"),
-        ({"reduced": False, "expected": 9, "recorded": 8}, "PARTIAL"),
-        ({"reduced": True, "expected": 9, "recorded": 8}, "REDUCED RUN · PARTIAL"),
-        ({"reduced": False, "expected": 9, "recorded": 9}, None),
+        ({"reduced": "quick", "expected": 9, "recorded": 9}, "REDUCED RUN"),
+        ({"reduced": None, "expected": 9, "recorded": 8}, "PARTIAL"),
+        ({"reduced": "quick", "expected": 9, "recorded": 8}, "REDUCED RUN · PARTIAL"),
+        ({"reduced": None, "expected": 9, "recorded": 9}, None),
     ],
     ids=["reduced", "partial", "both", "whole"],
 )

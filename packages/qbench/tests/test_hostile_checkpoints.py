@@ -29,7 +29,7 @@ def left_in_the_middle(folder: RunFolder) -> list[Path]:
             raise KeyboardInterrupt
 
     newest = []
-    for block in plan(folder, UCI.cells(ONLY, reduced=True), 1):
+    for block in plan(folder, UCI.cells(ONLY, reduced="quick"), 1):
         with pytest.raises(KeyboardInterrupt):
             list(run_blocks(folder, [block], Setting(save_every=0.0), stop))
         newest.append(max(folder.checkpoint_path(block.name).glob("*.safetensors")))
@@ -39,7 +39,7 @@ def left_in_the_middle(folder: RunFolder) -> list[Path]:
 def finished(folder: RunFolder) -> tuple[list[Result], list[str]]:
     """The results once all is run, and what was said meanwhile."""
     notes: list[str] = []
-    cells = list(UCI.cells(ONLY, reduced=True))
+    cells = list(UCI.cells(ONLY, reduced="quick"))
     for _ in run_blocks(folder, plan(folder, cells, 1), Setting(on_note=notes.append)):
         pass
     return list(folder.results(cells)), notes
@@ -156,7 +156,7 @@ def test_where_a_file_stands_in_the_place_of_the_checkpoints(
     folder = RunFolder(tmp_path, UCI, create=True)
     (folder.path / ".checkpoints").write_text("in the way", encoding="utf-8")
     notes: list[str] = []
-    cells = list(UCI.cells(ONLY, reduced=True))
+    cells = list(UCI.cells(ONLY, reduced="quick"))
     setting = Setting(save_every=0.0, on_note=notes.append)
     for _ in run_blocks(folder, plan(folder, cells, 1), setting):
         pass

@@ -1,6 +1,5 @@
 """Images: a validation part off the training part, pixels as inputs, parts for several seeds."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -230,13 +229,6 @@ def test_a_name_without_data_is_one_sentence() -> None:
         load_problem("line", recipe(), [0])
 
 
-def real() -> Path:
-    root = os.environ.get("QBENCH_DATA")
-    if not root:
-        pytest.skip("QBENCH_DATA names no folder with real images")
-    return Path(root)
-
-
 @pytest.mark.parametrize(
     ("name", "mean", "std", "train_labels", "test_labels"),
     [
@@ -252,9 +244,14 @@ def real() -> Path:
     ],
 )
 def test_the_real_images(
-    name: str, mean: list[float], std: list[float], train_labels: list[int], test_labels: list[int]
+    name: str,
+    mean: list[float],
+    std: list[float],
+    train_labels: list[int],
+    test_labels: list[int],
+    real_images: Path,
 ) -> None:
-    (x, y), (test_x, test_y) = load_images(name, real())
+    (x, y), (test_x, test_y) = load_images(name, real_images)
     info = DATASETS[name]
     assert (tuple(x.shape), tuple(test_x.shape)) == (
         (info.train, *info.shape),
@@ -280,15 +277,15 @@ def test_the_real_images(
         assert found_std[i].item() == pytest.approx(exact.std(correction=0).item(), rel=1e-7)
 
 
-def test_real_colours_are_red_green_and_blue_and_rows_are_rows() -> None:
-    (x, _), _ = load_images("cifar10", real())
+def test_real_colours_are_red_green_and_blue_and_rows_are_rows(real_images: Path) -> None:
+    (x, _), _ = load_images("cifar10", real_images)
     assert x[0, :, 0, 0].tolist() == [59, 62, 63]  # the frog's upper left corner
     assert x[0, :, 0, 1].tolist() == [43, 46, 45]
 
 
-def test_a_real_validation_part_of_5000() -> None:
-    (x, y), (test_x, _) = load_images("cifar10", real())
-    problem = load_problem("cifar10", recipe(validation=5000), [0, 1], real())
+def test_a_real_validation_part_of_5000(real_images: Path) -> None:
+    (x, y), (test_x, _) = load_images("cifar10", real_images)
+    problem = load_problem("cifar10", recipe(validation=5000), [0, 1], real_images)
     assert (len(problem.train), len(problem.validation), len(problem.test)) == (
         45_000,
         5000,

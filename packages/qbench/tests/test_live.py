@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def trained(folder: RunFolder, until: float) -> Block:
     """A block of two seeds, trained up to a fraction of it, with a checkpoint at each step."""
-    (block,) = plan(folder, UCI.cells(ONLY, reduced=True), 2)
+    (block,) = plan(folder, UCI.cells(ONLY, reduced="quick"), 2)
 
     def stop(_: Block, fraction: float) -> None:
         if until < 1 and fraction >= until:
@@ -106,7 +106,7 @@ def test_what_was_shown_live_is_completed_and_nothing_doubles(folder: RunFolder)
         publish_unfinished(folder, uri)
     live = {key: run.info.run_id for key, run, _ in trials(uri)}
     trained(folder, until=1)  # from its checkpoint on
-    results = {result.key: result for result in folder.results(UCI.cells(ONLY, reduced=True))}
+    results = {result.key: result for result in folder.results(UCI.cells(ONLY, reduced="quick"))}
     assert [r.environment.interruptions for r in results.values()] == [1, 1]
     assert publish(results.values(), uri, folder.out) == 2
     assert publish_unfinished(folder, uri) == 0

@@ -14,7 +14,7 @@ Run = Callable[..., tuple[Report, list[Result]]]
 
 @pytest.fixture(scope="module")
 def report(run_table: Run) -> Report:
-    found, _ = run_table("uci", 2, only={"dataset": ("iris",)}, reduced=True)
+    found, _ = run_table("uci", 2, only={"dataset": ("iris",)}, reduced="quick")
     return found
 
 

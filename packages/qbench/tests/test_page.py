@@ -28,7 +28,7 @@ def uci(run_table: Callable[..., Made]) -> Made:
         3,
         only={"dataset": ("iris", "wine"), "model": models},
         choices={"scaling": ("maxabs", "raw")},
-        reduced=True,
+        reduced="quick",
     )
     verdicts = ("holds", "does not hold", "not decided", "not tested")
     claims = [
@@ -213,7 +213,7 @@ def test_hostile_text_stays_text(uci: Made, visit: Callable[..., Visit], tmp_pat
 def test_the_banner_stands_on_a_reduced_and_on_a_partial_report(uci: Made, tmp_path: Path) -> None:
     report, _ = uci
     warnings = ["REDUCED RUN: few steps.", "PARTIAL: 1 of 2."]
-    update = {"reduced": True, "expected": report.recorded + 1, "warnings": warnings}
+    update = {"reduced": "quick", "expected": report.recorded + 1, "warnings": warnings}
     marked = report.model_copy(update=update)
     path = tmp_path / "report.html"
     write_page(marked, {}, path)

@@ -28,7 +28,7 @@ from qbench.report.files import report_of, write_report
 from qbench.report.numbers import build_report
 from qbench.report.paper_figures import FIGURES, draw
 from qbench.report.paper_figures.steps_to_accuracy import levels_of, ratio_of
-from qbench.table import Table, load_table, parse_table, table_names
+from qbench.table import Reduction, Table, load_table, parse_table, table_names
 from qbench.trial import Environment, Result, RunFolder
 
 HEAD = """
@@ -144,7 +144,7 @@ def trial(
     *,
     step: Sequence[int] = (),
     diverged_at: int | None = None,
-    reduced: bool = False,
+    reduced: Reduction | None = None,
 ) -> Result:
     """A trial of the cell with these axes that recorded this history."""
     choices = {name: choice.values for name, choice in made.unstated.items()}
@@ -208,7 +208,7 @@ def evidence(
     made: Table, results: Sequence[Result], folder: RunFolder | None = None, **update: Any
 ) -> Evidence:
     every = {name: choice.values for name, choice in made.unstated.items()}
-    reduced = any(result.reduced for result in results)
+    reduced = next((result.reduced for result in results if result.reduced), None)
     report = build_report(made, list(made.cells(choices=every, reduced=reduced)), results)
     return Evidence(report.model_copy(update=update), results, folder)
 

@@ -23,7 +23,7 @@ from qbench.activity import activities
 from qbench.block import Block, Setting, plan
 from qbench.errors import UserError
 from qbench.executors import run_blocks, run_on_processes
-from qbench.table import load_table, parse_table
+from qbench.table import Reduction, load_table, parse_table
 from qbench.trial import Result, RunFolder
 
 pytestmark = pytest.mark.skipif(
@@ -46,7 +46,7 @@ WITH_A_WRONG_MODEL = (
 
 
 def blocks_of(
-    folder: RunFolder, models: Iterable[str], seeds: int, *, reduced: bool = True
+    folder: RunFolder, models: Iterable[str], seeds: int, *, reduced: Reduction | None = "quick"
 ) -> list[Block]:
     only = {"dataset": ("iris",), "model": tuple(models)}
     return plan(folder, folder.table.cells(only, reduced=reduced), seeds)
@@ -204,9 +204,9 @@ def test_two_hundred_blocks_are_each_recorded_once(tmp_path: Path) -> None:
 
 def test_a_block_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     alone = RunFolder(tmp_path / "unbroken", UCI, create=True)
-    unbroken = facts(in_one_process(alone, blocks_of(alone, ["rank1"], 3, reduced=False)))
+    unbroken = facts(in_one_process(alone, blocks_of(alone, ["rank1"], 3, reduced=None)))
     folder = RunFolder(tmp_path / "broken", UCI, create=True)
-    (block,) = blocks_of(folder, ["rank1"], 3, reduced=False)
+    (block,) = blocks_of(folder, ["rank1"], 3, reduced=None)
     other = blocks_of(folder, ["linear"], 3)[0]
     killed: list[int] = []
 
@@ -251,7 +251,7 @@ def test_what_ended_the_worker_of_a_failed_block_is_told(
 
     ended = run_on_processes(
         folder,
-        blocks_of(folder, ["rank1"], 1, reduced=False),
+        blocks_of(folder, ["rank1"], 1, reduced=None),
         1,
         Setting(save_every=0.0),
         kill,
@@ -264,7 +264,7 @@ def test_what_ended_the_worker_of_a_failed_block_is_told(
 def test_a_mistake_of_the_user_in_a_worker_ends_everything(tmp_path: Path) -> None:
     table = parse_table(WITH_A_WRONG_MODEL.replace("[iris, ", "[iris, digits32, "), "uci.yaml")
     folder = RunFolder(tmp_path, table, create=True)
-    cells = table.cells({"dataset": ("digits32",), "model": ("too-large",)}, reduced=True)
+    cells = table.cells({"dataset": ("digits32",), "model": ("too-large",)}, reduced="quick")
     with pytest.raises(UserError, match="a convolution of 33×33 does not fit inputs"):
         list(run_on_processes(folder, plan(folder, cells, 1), 1))
     assert workers_of(os.getpid()) == set()
@@ -307,7 +307,7 @@ def command(out: Path, *more: str, jobs: int = 2) -> list[str]:
 WITH_ITS_OWN_TABLE = """
 import sys
 import qbench.cli
-from qbench.table import parse_table
+from qbench.table import Reduction, parse_table
 table = parse_table(sys.argv.pop(1), "uci.yaml")
 qbench.cli.load_table = lambda name: table
 qbench.cli.main()

@@ -26,14 +26,14 @@ ONLY = {"dataset": ("iris",), "model": ("linear", "rank1")}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     made = RunFolder(tmp_path_factory.mktemp("runs"), UCI, create=True)
-    for _ in run_blocks(made, plan(made, UCI.cells(ONLY, reduced=True), 2)):
+    for _ in run_blocks(made, plan(made, UCI.cells(ONLY, reduced="quick"), 2)):
         pass
     return made
 
 
 @pytest.fixture(scope="module")
 def found(folder: RunFolder) -> list[Result]:
-    return list(folder.results(UCI.cells(ONLY, reduced=True)))
+    return list(folder.results(UCI.cells(ONLY, reduced="quick")))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_child_carries_params_metrics_and_circumstances(store: str, found: lis
         assert run.data.params["epochs"] == "100"
         assert run.data.metrics["test_accuracy"] == result.metrics["test_accuracy"]
         assert run.data.metrics["block_seconds"] == result.environment.seconds
-        assert run.data.tags["quadnets.reduced"] == "True"
+        assert run.data.tags["quadnets.reduced"] == "quick"
         assert run.data.tags["quadnets.version.torch"] == result.environment.versions["torch"]
         assert run.data.tags["quadnets.hardware.cpu"]
         assert run.info.start_time == int(result.environment.started * 1000)
@@ -121,7 +121,9 @@ def test_a_run_published_in_part_is_completed_and_nothing_doubles(
 def test_a_diverged_trial_is_a_failed_run_with_its_step(tmp_path: Path) -> None:
     out = RunFolder(tmp_path, UCI, create=True)
     cells = list(
-        UCI.cells({"dataset": ("wine",), "model": ("rank1",)}, {"scaling": ("raw",)}, reduced=True)
+        UCI.cells(
+            {"dataset": ("wine",), "model": ("rank1",)}, {"scaling": ("raw",)}, reduced="quick"
+        )
     )
     for _ in run_blocks(out, plan(out, cells, 1)):
         pass
@@ -164,7 +166,7 @@ def test_a_run_is_recorded_on_a_server_as_well(tmp_path: Path, server: str) -> N
     assert "not all is recorded" not in done.stderr
     run_folder = RunFolder(tmp_path, UCI)
     only = {"dataset": ("iris",), "model": ("linear",)}
-    results = list(run_folder.results(UCI.cells(only, reduced=True)))
+    results = list(run_folder.results(UCI.cells(only, reduced="quick")))
     assert publish(results, server, tmp_path) == 0
     for uri in (server, default_uri(tmp_path)):
         trials = [run for run in runs(uri) if "quadnets.trial" in run.data.tags]

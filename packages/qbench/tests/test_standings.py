@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from qbench.errors import UserError
 from qbench.leaderboard.entry import Claim, Entry, Measurement, Run, Seed
-from qbench.leaderboard.standings import missing_controls, of_spec, standings, wilson
-from qbench.table import load_table, table_names
+from qbench.leaderboard.standings import cell_of, missing_controls, of_spec, standings, wilson
+from qbench.table import Reduction, load_table, table_names
+from qzoo.architectures import ARCHITECTURES
 from qzoo.index import get_provenance
-from qzoo.models.architectures import ARCHITECTURES
 
 UCI = load_table("uci")
 CELLS = {str(cell.axes["model"]): cell for cell in UCI.cells({"dataset": ("wine",)})}
@@ -114,6 +115,21 @@ def test_seeds_that_were_run_otherwise_do_not_pair() -> None:
     rows = standings([other, entry_of("rank1", [91.0, 82.0])])
     assert [row.group for row in rows] == ["full runs", "full runs"]
     assert [row.differences for row in rows] == [(), ()]
+
+
+@pytest.mark.parametrize("less", ["quick", "budget"])
+def test_a_reduced_run_is_known_by_its_keys(less: Reduction) -> None:
+    table = load_table("relinear")
+    (cell,) = table.cells({"depth": (20,), "model": ("free",)}, reduced=less)
+    entry = entry_of("linear", [80.0, 82.0])
+    assert entry.run is not None
+    seeds = [one.model_copy(update={"key": cell.trial_key(one.seed)}) for one in entry.run.seeds]
+    facts = {"table": table.id, "version": table.version, "axes": cell.axes, "seeds": tuple(seeds)}
+    run = entry.run.model_copy(update=facts)
+    reduced = entry.model_copy(update={"reduced": True, "run": run})
+    assert cell_of(reduced) == cell
+    with pytest.raises(UserError, match=r"is not the key of seed 0 of relinear .* another recipe"):
+        cell_of(reduced.model_copy(update={"reduced": False}))
 
 
 def test_groups_are_never_ranked_with_each_other() -> None:

@@ -29,13 +29,13 @@ def qbench(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess
 
 
 def run(folder: RunFolder, table: Table, seeds: int, only: dict[str, tuple[str, ...]]) -> None:
-    for _ in run_blocks(folder, plan(folder, table.cells(only, reduced=True), seeds)):
+    for _ in run_blocks(folder, plan(folder, table.cells(only, reduced="quick"), seeds)):
         pass
 
 
 def test_trials_that_are_missing_take_as_long_as_those_of_their_cell(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, UCI, create=True)
-    cells = list(UCI.cells(ONLY, reduced=True))
+    cells = list(UCI.cells(ONLY, reduced="quick"))
     before = status_of(folder, cells, 3)
     assert (before.recorded, before.expected, before.left) == (0, 6, None)
     run(folder, UCI, 1, ONLY)
@@ -47,7 +47,7 @@ def test_trials_that_are_missing_take_as_long_as_those_of_their_cell(tmp_path: P
     found = status_of(folder, cells, 3)
     assert (found.finished, found.diverged, found.expected) == (2, 0, 6)
     assert found.left == pytest.approx(2 * 10.0 + 2 * 40.0)
-    others = list(UCI.cells({"dataset": ("iris", "wine"), "model": ("linear",)}, reduced=True))
+    others = list(UCI.cells({"dataset": ("iris", "wine"), "model": ("linear",)}, reduced="quick"))
     # nothing of wine is there: it takes what iris takes
     assert status_of(folder, others, 2).left == pytest.approx(10.0 + 2 * 10.0)
 
@@ -123,8 +123,8 @@ def test_all_tables_that_have_begun_are_listed_and_json_says_the_same(tmp_path: 
     assert rows == [["uci --quick", "2 of 132"], ["xor", "1 of 1"]]
     found = json.loads(qbench("status", "--out", str(tmp_path), "--json").stdout)
     assert [(one["table"], one["reduced"], one["finished"]) for one in found] == [
-        ("uci", True, 2),
-        ("xor", False, 1),
+        ("uci", "quick", 2),
+        ("xor", None, 1),
     ]
     assert qbench("status", "--out", str(tmp_path / "none")).stdout.startswith(
         "Nothing has been run in "
@@ -137,10 +137,10 @@ def test_ten_thousand_trials_are_counted_and_reported_within_seconds(tmp_path: P
     folder = RunFolder(tmp_path, UCI, create=True)
     run(folder, UCI, 1, ONLY)
     cells = list(UCI.cells())
-    source = folder.result_path(next(UCI.cells(ONLY, reduced=True)).trial_key(0))
+    source = folder.result_path(next(UCI.cells(ONLY, reduced="quick")).trial_key(0))
     known = json.loads(source.read_bytes())
     for cell in cells:
-        facts = {"resolved": cell.resolved, "axes": cell.axes, "reduced": False}
+        facts = {"resolved": cell.resolved, "axes": cell.axes, "reduced": None}
         for seed in range(230):
             key = cell.trial_key(seed)
             (folder.path / key).mkdir()

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from qbench.errors import UserError
-from qbench.table import Cell, identity, load_table, parse_table, table_names
+from qbench.table import REDUCTIONS, Cell, identity, load_table, parse_table, table_names
 
 GOOD = """
 id: toy
@@ -37,7 +37,8 @@ def test_every_table_file_is_valid_and_named_after_its_id(name: str) -> None:
     assert (len(cells) == whole) == (not table.without)
     assert len({cell.key for cell in cells}) == len(cells)
     # what a reduced run changes must not make two cells one
-    assert [cell.axes for cell in table.cells(reduced=True)] == [cell.axes for cell in cells]
+    for less in REDUCTIONS:
+        assert [cell.axes for cell in table.cells(reduced=less)] == [cell.axes for cell in cells]
 
 
 def test_uci_is_the_supplements_recipe_with_440_trials() -> None:
@@ -165,13 +166,23 @@ def test_a_claimed_value_must_name_a_cell(claim: str, message: str) -> None:
         parse_table(text, "toy.yaml")
 
 
+@pytest.mark.parametrize("name", [name for name in table_names() if load_table(name).budget])
+def test_what_hours_allow_lies_between_minutes_and_the_whole(name: str) -> None:
+    table = load_table(name)
+    runs = [list(table.cells(reduced=less)) for less in (*REDUCTIONS, None)]
+    for quick, budget, full in zip(*runs, strict=True):
+        assert len({quick.key, budget.key, full.key}) == 3
+        assert quick.recipe.epochs < budget.recipe.epochs < full.recipe.epochs
+        assert (budget.recipe.train_samples, budget.recipe.test_samples) == (None, None)
+
+
 def test_a_reduced_cell_is_another_trial() -> None:
     table = load_table("uci")
-    full, reduced = next(table.cells()), next(table.cells(reduced=True))
+    full, reduced = next(table.cells()), next(table.cells(reduced="quick"))
     assert reduced.reduced
     assert reduced.recipe.epochs == 100
     assert full.trial_key(0) != reduced.trial_key(0)
-    assert not next(load_table("xor").cells(reduced=True)).reduced
+    assert not next(load_table("xor").cells(reduced="quick")).reduced
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from filelock import Timeout
 from pydantic import ValidationError
 
 from qbench.frozen import Frozen, Scalar
+from qbench.table import Reduction
 from qbench.trial import RunFolder, clear_parts, write_whole
 
 _EVERY = 5.0
@@ -29,7 +30,7 @@ class Activity(Frozen):
     block: str
     axes: dict[str, Scalar]
     seeds: tuple[int, ...]
-    reduced: bool
+    reduced: Reduction | None
     state: Literal["running", "failed"]
     host: str
     pid: int
@@ -77,7 +78,12 @@ class Recorder:
 
 @contextmanager
 def recorded(
-    folder: RunFolder, block: str, axes: dict[str, Scalar], seeds: tuple[int, ...], *, reduced: bool
+    folder: RunFolder,
+    block: str,
+    axes: dict[str, Scalar],
+    seeds: tuple[int, ...],
+    *,
+    reduced: Reduction | None,
 ) -> Iterator[Recorder]:
     """Keep the file of a block whose lock is held: removed at a good end, with the reason at a bad
     one, and left as it was by a kill or an interruption."""

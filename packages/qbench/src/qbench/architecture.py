@@ -128,6 +128,20 @@ class ModelSpec(Frozen):
         return self
 
     @property
+    def zoo_name(self) -> str | None:
+        """The name under which the zoo has the network for images; None where it has none.
+
+        >>> ModelSpec(kind="low_rank", rank=4).zoo_name
+        'diqnn_rank4'
+        """
+        if self.kind == "zoo":
+            return self.full_name
+        if self.kind not in ("dense", "low_rank") or self.signed or self.affine:
+            return None
+        behind = "_conv" if self.convolution is not None else ""
+        return f"diqnn{behind}" if self.rank is None else f"diqnn{behind}_rank{self.rank}"
+
+    @property
     def full_name(self) -> str:
         """The zoo's name, with the depth filled in.
 

@@ -29,7 +29,7 @@ from qbench.errors import UserError
 from qbench.frozen import Scalar
 from qbench.launch import is_first, is_launched, let_the_first_speak
 from qbench.report.wording import format_duration
-from qbench.table import Table, load_table, table_names
+from qbench.table import Reduction, Table, load_table, table_names
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -184,7 +184,13 @@ def run(
     ] = None,
     data: Data = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A reduced run, marked as such everywhere.")
+        bool, typer.Option("--quick", help="A reduced run of minutes, marked as such everywhere.")
+    ] = False,
+    budget: Annotated[
+        bool,
+        typer.Option(
+            "--budget", help="A reduced run of hours, of tables of weeks; marked everywhere, too."
+        ),
     ] = False,
 ) -> None:
     """Run what is missing of a table, record it in MLflow, and report."""
@@ -198,13 +204,14 @@ def run(
             "--jobs and --ray"
         )
     loaded = load_table(table)
+    reduced = _reduction(loaded, quick=quick, budget=budget)
     chosen = [*(axis or []), *([f"precision={precision}"] if precision else [])]
     cells = list(
         loaded.cells(
-            _axis_values(loaded, only), _axis_values(loaded, chosen, choices=True), reduced=quick
+            _axis_values(loaded, only), _axis_values(loaded, chosen, choices=True), reduced=reduced
         )
     )
-    number = seeds or (loaded.quick.seeds if quick and loaded.quick else loaded.seeds)
+    number = seeds or loaded.usual_seeds(reduced)
 
     from qbench.trial import RunFolder
 
@@ -236,9 +243,8 @@ def run(
     if not is_first():
         take_part(loaded, setting)
         return
-    if quick and loaded.quick is None:
+    if quick and reduced is None:
         console.print(f"{table} is quick as it is: --quick changes nothing.")
-    reduced = quick and loaded.quick is not None
     trials = 0
     failed: list[str] = []
 
@@ -311,7 +317,8 @@ def report(
     table: TableName,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     out: Out = Path("runs"),
-    quick: Annotated[bool, typer.Option("--quick", help="Report the reduced run.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Report the run of minutes.")] = False,
+    budget: Annotated[bool, typer.Option("--budget", help="Report the run of hours.")] = False,
 ) -> None:
     """Report what has been run of a table: claims, means, tests and figures."""
     loaded = load_table(table)
@@ -322,7 +329,7 @@ def report(
     from qbench.trial import RunFolder
 
     folder = RunFolder(out, loaded)
-    reduced = quick and loaded.quick is not None
+    reduced = _reduction(loaded, quick=quick, budget=budget)
     made, results = report_of(folder, reduced=reduced)
     if as_json:
         typer.echo(json.dumps(to_json(made), indent=1, allow_nan=False))
@@ -367,6 +374,21 @@ def export(
         f"Into the package: qzoo bundle {shlex.quote(str(to))}; onto the Hub: qzoo publish "
         f"{shlex.quote(str(to))}"
     )
+
+
+def _reduction(table: Table, *, quick: bool, budget: bool) -> Reduction | None:
+    """The reduced run that is asked for; None for a table that is quick as it is."""
+    if quick and budget:
+        raise UserError("--quick and --budget are two kinds of reduced runs: give one")
+    if budget and table.budget is None:
+        known = [name for name in table_names() if load_table(name).budget is not None]
+        raise UserError(
+            f"table {table.id} has no recipe for --budget: {', '.join(known)} have one. Leave it "
+            "out, or give --quick"
+        )
+    if quick and table.quick is not None:
+        return "quick"
+    return "budget" if budget else None
 
 
 def _axis_values(

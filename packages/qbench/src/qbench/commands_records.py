@@ -16,7 +16,7 @@ from qbench.activity import Activity
 from qbench.errors import UserError
 from qbench.report.wording import format_duration, format_value
 from qbench.status import Status, status_of
-from qbench.table import Table, load_table, table_names
+from qbench.table import REDUCTIONS, Table, load_table, table_names
 from qbench.trial import RunFolder
 
 _EVERY = 2.0  # seconds between two looks of --watch
@@ -45,8 +45,8 @@ def status(
 ) -> None:
     """Show what ran, what is running, what failed and why, and what is left.
 
-    Trials are counted under the default choices, and those of --quick by themselves; the time left
-    is at the pace of the trials recorded, over the processes running now.
+    Trials are counted under the default choices, those of --quick and --budget by themselves; the
+    time left is at the pace of the trials recorded, over the processes running now.
     """
     tables = [load_table(name) for name in ([table] if table else table_names())]
     if as_json:
@@ -70,9 +70,9 @@ def _statuses(out: Path, tables: Sequence[Table], wanted: int | None) -> Iterato
         folder = RunFolder(out, table)
         if not folder.path.is_dir():
             continue
-        for reduced in (False, True) if table.quick else (False,):
-            usual = table.quick.seeds if reduced and table.quick else table.seeds
-            found = status_of(folder, list(table.cells(reduced=reduced)), wanted or usual)
+        for reduced in (None, *(name for name in REDUCTIONS if table.reduction(name))):
+            number = wanted or table.usual_seeds(reduced)
+            found = status_of(folder, list(table.cells(reduced=reduced)), number)
             if found.recorded or found.running or found.stopped or found.failed:
                 yield found
 
@@ -86,7 +86,7 @@ def _render(found: Sequence[Status], out: Path, *, detailed: bool) -> Renderable
         grid.add_column(heading, justify="right", no_wrap=True)
     for one in found:
         grid.add_row(
-            f"{one.table}{' --quick' if one.reduced else ''}",
+            f"{one.table}{f' --{one.reduced}' if one.reduced else ''}",
             f"{one.recorded} of {one.expected}",
             *(str(count or "") for count in (one.diverged, len(one.running))),
             str(len(one.stopped) or ""),

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
+import timm
 from torch import Tensor, nn
 
+from qbench.architecture import Convolution
 from qbench.build import build_model
-from qbench.catalogue import DATASETS
+from qbench.catalogue import DATASETS, DatasetInfo
 from qbench.data.image_folder import image_root
 from qbench.data.images import load_images, normalisation, parts
 from qbench.errors import UserError
@@ -73,7 +76,7 @@ def export(
     The accuracy of the written file is measured in float32, through timm's own reading of the
     images; it has to be what the trial recorded. One of another precision recorded what it has in
     that one, and may differ: both accuracies are in the record, and they are not compared. ``tag``
-    is by default ``relinear_`` and the dataset's short name.
+    is by default the dataset's short name, with ``relinear_`` before it for a network of the zoo's.
 
     Raises ``UserError`` for a trial that is not there, weights that are damaged, another accuracy
     than the recorded one, and where the zoo refuses the network. Nothing is left in ``to`` then.
@@ -94,6 +97,7 @@ def export(
             f"choose one of {', '.join(name for name, known in DATASETS.items() if known.timm)}"
         )
     model = _network(cell, result.seed, state)
+    prefix = "relinear_" if cell.model.kind == "zoo" else ""
     train, _, _ = parts(load_images(cell.dataset, root), result.recipe)
     mean, std = normalisation(result.recipe.pixels, train[0])
     preprocessing = Preprocessing(
@@ -102,8 +106,8 @@ def export(
         std=tuple(std.tolist()),
     )
     facts: dict[str, Any] = {
-        "tag": tag or f"relinear_{info.tag}",
-        "reduced": result.reduced,
+        "tag": tag or f"{prefix}{info.tag}",
+        "reduced": result.reduced is not None,
         "preprocessing": preprocessing,
         "table": table.id,
         "table_version": table.version,
@@ -144,6 +148,31 @@ def _check_accuracy(result: Result, evaluation: Evaluation) -> None:
 def _network(cell: Cell, seed: int, state: dict[str, Tensor]) -> nn.Module:
     info = DATASETS[cell.dataset]
     spec = cell.model
+    if spec.kind != "zoo" and spec.zoo_name is not None:
+        return _diqnn(spec.zoo_name, spec.convolution, info, state)
     model = build_model(spec, info.shape, info.classes, 1.0, seed, cell.recipe.strategy)
     model.load_state_dict(state)
+    return model
+
+
+_NAMES = MappingProxyType(
+    {"convolution": "features.0", "head.triangle": "fc.weight", "head.factors": "fc.weight"}
+)
+"""What the zoo calls the parameters of a classifier."""
+
+
+def _diqnn(
+    name: str, layer: Convolution | None, info: DatasetInfo, state: dict[str, Tensor]
+) -> nn.Module:
+    front: dict[str, Any] = {}
+    if layer is not None:
+        front = {"convolution": (layer.channels, layer.kernel, layer.stride)}
+    model: nn.Module = timm.create_model(
+        name, num_classes=info.classes, in_chans=info.shape[0], **front
+    )
+    named = {}
+    for parameter, value in state.items():
+        old = next(old for old in _NAMES if parameter.startswith(old))
+        named[_NAMES[old] + parameter.removeprefix(old)] = value
+    model.load_state_dict(named)
     return model

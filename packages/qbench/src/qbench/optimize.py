@@ -73,8 +73,9 @@ def precision(name: str) -> Iterator[None]:
 
 def autocast(recipe: Recipe, device: str) -> AbstractContextManager[object]:
     """The context of forward passes in half precision; it does nothing for the others."""
-    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
-    return nullcontext() if half is None else torch.autocast(device, dtype=half)
+    if not recipe.half:
+        return nullcontext()
+    return torch.autocast(device, dtype=getattr(torch, recipe.precision))
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

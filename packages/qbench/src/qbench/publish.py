@@ -239,7 +239,7 @@ class _Replica:
         run = self.client.create_run(
             self.experiment,
             start_time=started,
-            run_name=f"{name} seed {trial.seed}{' reduced' if trial.reduced else ''}",
+            run_name=f"{name} seed {trial.seed}{f' {trial.reduced}' if trial.reduced else ''}",
             tags={"quadnets.trial": trial.key, "mlflow.parentRunId": self.parent},
         )
         self.runs[trial.key] = run
@@ -278,7 +278,7 @@ def _tags(result: Result) -> dict[str, str]:
     facts: dict[str, Any] = {
         "status": result.status,
         "diverged_at": result.diverged_at,
-        "reduced": result.reduced,
+        "reduced": result.reduced or "no",
         "commit": environment.commit,
         "device": environment.device,
         "threads": environment.threads,

@@ -104,6 +104,11 @@ class Recipe(Frozen):
     snapshots: tuple[int, ...] = ()
     probes: tuple[Literal["theorem2", "spectrum"], ...] = ()
 
+    @property
+    def half(self) -> bool:
+        """Whether the forward passes are in 16 bits."""
+        return self.precision in ("bfloat16", "float16")
+
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
         if self.log_every != "epoch" and self.log_every < 1:

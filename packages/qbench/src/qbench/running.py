@@ -9,7 +9,7 @@ from typing import Any
 
 from qbench.activity import Activity, activities
 from qbench.frozen import Scalar
-from qbench.table import Cell
+from qbench.table import Cell, Reduction
 from qbench.trial import RunFolder
 
 _LONGEST_HEADER = 2**28
@@ -23,7 +23,7 @@ class Unfinished:
     key: str
     axes: dict[str, Scalar]
     seed: int
-    reduced: bool
+    reduced: Reduction | None
     started: float
     step: tuple[int, ...]
     time: tuple[float, ...]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from qbench.activity import Activity, activities
 from qbench.errors import UserError, first_problem
 from qbench.frozen import Frozen
-from qbench.table import Cell
+from qbench.table import Cell, Reduction
 from qbench.trial import RunFolder
 
 
@@ -30,7 +30,7 @@ class _Head(BaseModel):
 
 
 class Status(Frozen):
-    """A table's trials under the choices asked for, ``reduced`` or in full.
+    """A table's trials under the choices asked for, ``reduced`` in one way or in full.
 
     ``finished`` and ``diverged`` trials are recorded, ``expected`` counts all. ``running`` are
     blocks that a process is at now, ``stopped`` those that one left and none has taken up since,
@@ -39,7 +39,7 @@ class Status(Frozen):
     """
 
     table: str
-    reduced: bool
+    reduced: Reduction | None
     expected: int
     finished: int
     diverged: int

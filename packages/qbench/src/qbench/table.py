@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -24,6 +24,12 @@ from qbench.report.wording import format_value
 from qbench.safe_yaml import read_yaml
 
 Record = TypeVar("Record", bound=Frozen)
+
+Reduction = Literal["quick", "budget"]
+"""How a run can be less than the full one: minutes of any table, or hours where it takes weeks."""
+
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+"""Both, from the smaller one on."""
 
 MOST_CELLS = 10_000
 """Cells of a table, or of what is asked for of it."""
@@ -87,7 +93,7 @@ class Grid(Frozen):
         return self
 
 
-class Quick(Frozen):
+class Reduced(Frozen):
     """What a reduced run takes instead of the full numbers."""
 
     seeds: Count
@@ -124,6 +130,7 @@ class Table(Frozen):
     as they are drawn. ``version`` rises with every change that alters results. ``control`` is the
     model against which the others are tested; ``without`` leaves out the cells with all values of
     one of its entries. Without ``quick`` the table is quick as it is, and never reduced.
+    ``budget`` is for tables that would take weeks on a CPU: what hours allow, reduced as well.
     ``figures`` are those of the paper beside the common ones. ``departs`` says, in sentences, where
     the table does on purpose something else than the paper.
 
@@ -145,7 +152,8 @@ class Table(Frozen):
     recipe: Recipe
     unstated: dict[str, Unstated] = Field(default={})
     seeds: Count
-    quick: Quick | None = None
+    quick: Reduced | None = None
+    budget: Reduced | None = None
     claims: tuple[Claim, ...] = ()
     figures: tuple[str, ...] = ()
     departs: tuple[str, ...] = ()
@@ -193,8 +201,9 @@ class Table(Frozen):
         for name in self.figures:
             if name not in FIGURES:
                 raise ValueError(str(unknown("figure", name, FIGURES)))
-        if self.quick is not None:
-            Recipe.model_validate(_merged(_given(self.recipe), self.quick.recipe))
+        for less in (self.quick, self.budget):
+            if less is not None:
+                Recipe.model_validate(_merged(_given(self.recipe), less.recipe))
         try:
             cells = list(self.cells())  # every model with its recipe
         except UserError as error:
@@ -253,6 +262,15 @@ class Table(Frozen):
         """The default of every unstated choice."""
         return {name: choice.default for name, choice in self.unstated.items()}
 
+    def reduction(self, name: Reduction | None) -> Reduced | None:
+        """What that reduced run takes; None for the full one, and where the table has none."""
+        return {"quick": self.quick, "budget": self.budget, None: None}[name]
+
+    def usual_seeds(self, reduced: Reduction | None) -> int:
+        """The seeds per cell of a run that names no other number."""
+        less = self.reduction(reduced)
+        return self.seeds if less is None else less.seeds
+
     @property
     def measured(self) -> tuple[Metric, ...]:
         """The main metric and the others that a report shows, each once."""
@@ -270,13 +288,13 @@ class Table(Frozen):
         only: Mapping[str, tuple[Scalar, ...]] | None = None,
         choices: Mapping[str, tuple[Scalar, ...]] | None = None,
         *,
-        reduced: bool = False,
+        reduced: Reduction | None = None,
     ) -> Iterator["Cell"]:
         """The cells to run: the grid restricted by ``only``, times the chosen values of the
         choices.
 
         A choice that changes nothing for a cell is made once for it, by its default. ``reduced``
-        takes the table's quick recipe, where it has one.
+        takes the table's recipe of that name, where it has one.
 
         Raises ``UserError`` for an axis or a value that the table does not have.
         """
@@ -294,12 +312,13 @@ class Table(Frozen):
                 f"table {self.id} has {number:,} cells here, and {MOST_CELLS:,} are the most: "
                 "take fewer values of an axis"
             )
+        less = reduced if self.reduction(reduced) is not None else None
         seen = set()
         for combination in itertools.product(*wanted.values()):
             axes = dict(zip(wanted, combination, strict=True))
             if any(left_out.items() <= axes.items() for left_out in self.without):
                 continue
-            cell = self._with_defaults(Cell(self, axes, reduced and self.quick is not None))
+            cell = self._with_defaults(Cell(self, axes, less))
             if cell.key not in seen:
                 seen.add(cell.key)
                 yield cell
@@ -341,7 +360,7 @@ class Cell:
 
     table: Table
     axes: dict[str, Scalar]
-    reduced: bool = False
+    reduced: Reduction | None = None
 
     @property
     def dataset(self) -> str:
@@ -372,22 +391,27 @@ class Cell:
         }
         return spec if not changes else self._validated(ModelSpec, {**_given(spec), **changes})
 
+    @property
+    def has_network_of_the_zoo(self) -> bool:
+        """Whether what is trained can go to the zoo: a network of its own, of images."""
+        return bool(DATASETS[self.dataset].timm) and self.model.zoo_name is not None
+
     @cached_property
     def recipe(self) -> Recipe:
         """The table's recipe with what dataset, axes, model and a reduced run change in it."""
         merged = _given(self.table.recipe)
         for patch in self.table.changes(self.axes):
             merged = _merged(merged, patch.recipe)
-        if self.reduced and self.table.quick is not None:
-            merged = _merged(merged, self.table.quick.recipe)
+        if (less := self.table.reduction(self.reduced)) is not None:
+            merged = _merged(merged, less.recipe)
         return self._validated(Recipe, merged)
 
     def _validated(self, kind: type[Record], data: Mapping[str, Any]) -> Record:
         try:
             return kind.model_validate(data)
         except ValidationError as error:
-            quick = " under quick" if self.reduced else ""
-            raise UserError(f"{one_line(self)}{quick}: {first_problem(error)}") from error
+            under = f" under {self.reduced}" if self.reduced else ""
+            raise UserError(f"{one_line(self)}{under}: {first_problem(error)}") from error
 
     @property
     def after(self) -> "Cell | None":

@@ -17,7 +17,7 @@ from qbench.errors import UserError
 from qbench.executors.dispatch import Done, Failed
 from qbench.executors.here import attempt
 from qbench.frozen import Scalar
-from qbench.table import Cell, Table
+from qbench.table import Cell, Reduction, Table
 from qbench.trial import Result, RunFolder, read_result, versions
 
 Images = tuple[Arrays, Arrays]
@@ -70,7 +70,7 @@ class Task:
     """
 
     axes: dict[str, Scalar]
-    reduced: bool
+    reduced: Reduction | None
     seeds: tuple[int, ...]
     wait: bool
     before: tuple[Record, ...] | None = None

@@ -20,7 +20,7 @@ from qbench.errors import UserError
 from qbench.executors.dispatch import Busy, Done, Event, Failed, Lost, dispatch
 from qbench.executors.here import attempt
 from qbench.frozen import Scalar
-from qbench.table import Cell, Table
+from qbench.table import Cell, Reduction, Table
 from qbench.trial import Result, RunFolder, read_result
 
 _EVERY = 0.2
@@ -52,7 +52,7 @@ class _Task:
     """A block as it is sent to a worker, which has the table."""
 
     axes: dict[str, Scalar]
-    reduced: bool
+    reduced: Reduction | None
     seeds: tuple[int, ...]
     wait: bool
 

@@ -264,7 +264,7 @@ def lines_for(entry: Entry) -> str:
         )
     ]
     words = ["qbench", "run", run.table, *options, "--seeds", str(len(run.seeds))]
-    return shlex.join([*words, *["--quick"] * entry.reduced])
+    return shlex.join([*words, *([f"--{cell.reduced}"] if cell.reduced else [])])
 
 
 def _facts(entry: Entry) -> list[tuple[str, str]]:

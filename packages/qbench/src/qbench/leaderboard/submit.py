@@ -79,7 +79,7 @@ def submit(
     if board is not None:
         get_board(board)
     weights, record = (None, None) if source is None else _weights(source)
-    run, cell, of_run_reduced = (None, None, False) if key is None else _run(out, key)
+    run, cell = (None, None) if key is None else _run(out, key)
     dataset = _dataset(record, cell, board)
     given = {name: value for name, value in claim.items() if value is not None}
     facts = {**_known(weights, record, run), **given}
@@ -90,7 +90,7 @@ def submit(
         if field not in facts:
             raise UserError(f"the entry lacks {field}: give {what}")
     name = title or _title(record, cell)
-    reduced = record.reduced if record is not None else of_run_reduced
+    reduced = record.reduced if record is not None else bool(cell and cell.reduced)
     entry = _validated(
         {
             "id": identifier or _identifier(weights, record, cell),
@@ -193,7 +193,7 @@ def find_result(out: Path, key: str) -> Result:
     return read_result(paths[0])
 
 
-def _run(out: Path, key: str) -> tuple[Run, Cell, bool]:
+def _run(out: Path, key: str) -> tuple[Run, Cell]:
     """The run that a trial is of: its cell over all seeds recorded."""
     one = find_result(out, key)
     table = load_table(one.table)
@@ -237,7 +237,7 @@ def _run(out: Path, key: str) -> tuple[Run, Cell, bool]:
         "hardware": latest.hardware,
     }
     try:
-        return Run.model_validate(run), cell, one.reduced
+        return Run.model_validate(run), cell
     except ValidationError as error:
         raise UserError(f"trial {one.key} cannot be submitted: {first_problem(error)}") from error
 
@@ -321,7 +321,7 @@ def _identifier(weights: str | None, record: Provenance | None, cell: Cell | Non
         source, _, rest = weights.partition(":")
         return slug([rest.partition("@")[0] if source == "hf-hub" else record.name])
     assert cell is not None  # noqa: S101 - an entry has one of the two
-    reduced = ["reduced"] if cell.reduced else []
+    reduced = [cell.reduced] if cell.reduced else []
     parts = [cell.table.id, cell.dataset, str(cell.axes["model"]), *_choices(cell), *reduced]
     return slug(parts)
 

@@ -85,7 +85,11 @@ def _task(entry: Entry, folder: Path, root: Path | None) -> dict[str, Any]:
             raise _UnfitError(str(error)) from error
         every = [one.seed for one in entry.run.seeds]
         seeds = every if stacks(cell) else [secrets.choice(every)]
-        task = {"table": entry.run.table, "axes": cell.axes, "reduced": entry.reduced}
+        task: dict[str, Any] = {
+            "table": entry.run.table,
+            "axes": cell.axes,
+            "reduced": cell.reduced,
+        }
         return {"kind": "run", "seeds": seeds, **task, **where}
     record = entry.provenance
     assert record is not None  # noqa: S101 - an entry has one of the two

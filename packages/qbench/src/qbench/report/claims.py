@@ -19,7 +19,7 @@ from qbench.frozen import Frozen, Scalar
 from qbench.metrics import QUANTITIES, Metric
 from qbench.report.statistics import compare_close, compare_paired, holm, summarize
 from qbench.report.wording import Verdict, format_number, format_p, format_value, metric_name
-from qbench.table import Cell, Table, panel_of
+from qbench.table import Cell, Reduction, Table, panel_of
 from qbench.trial import Result
 
 LEVEL = 0.05
@@ -87,7 +87,7 @@ def judge(
     table: Table,
     choices: Mapping[str, Scalar],
     group: Sequence[tuple[Cell, list[Result]]],
-    reduced: bool,
+    reduced: Reduction | None,
 ) -> list[ClaimReport]:
     """The verdict on every claim of the table, for the cells of one combination of choices.
 

@@ -7,11 +7,11 @@ from pydantic import ValidationError
 
 from qbench.errors import UserError, first_problem
 from qbench.report.numbers import Report, build_report, to_json
-from qbench.table import Cell, Table, table_names
+from qbench.table import Cell, Reduction, Table, table_names
 from qbench.trial import Result, RunFolder, in_order, write_whole
 
 
-def collect(folder: RunFolder, *, reduced: bool) -> tuple[list[Cell], list[Result]]:
+def collect(folder: RunFolder, *, reduced: Reduction | None) -> tuple[list[Cell], list[Result]]:
     """The cells of every combination of choices that has a result, and these results.
 
     The combination of all defaults comes first; it counts even without results.
@@ -32,18 +32,20 @@ def collect(folder: RunFolder, *, reduced: bool) -> tuple[list[Cell], list[Resul
     return [cell for cell in cells if _choices(table, cell.axes) in with_results], results
 
 
-def report_of(folder: RunFolder, *, reduced: bool = False) -> tuple[Report, list[Result]]:
+def report_of(
+    folder: RunFolder, *, reduced: Reduction | None = None
+) -> tuple[Report, list[Result]]:
     """The report of what the folder holds, and the results behind it.
 
     Raises ``UserError`` where there is no result yet.
     """
     cells, results = collect(folder, reduced=reduced)
     if not results:
-        kind, quick = ("reduced results", " --quick") if reduced else ("results", "")
-        other = "" if reduced else " (a reduced run is reported with --quick)"
+        kind, option = ("reduced results", f" --{reduced}") if reduced else ("results", "")
+        other = "" if reduced else " (a reduced run is reported with --quick or --budget)"
         raise UserError(
             f"no {kind} of table {folder.table.id!r} in {str(folder.out)!r}{other}: "
-            f"make them with qbench run {folder.table.id}{quick} --out {folder.out}"
+            f"make them with qbench run {folder.table.id}{option} --out {folder.out}"
         )
     return build_report(folder.table, cells, results), results
 
@@ -51,15 +53,15 @@ def report_of(folder: RunFolder, *, reduced: bool = False) -> tuple[Report, list
 def write_report(report: Report, results: list[Result], folder: RunFolder) -> Path:
     """Write ``report.json``, ``.html`` and ``.md``, and the figures; returns the path of the page.
 
-    Those of a reduced run are called ``report-reduced`` and ``figures-reduced``: they never stand
-    in the place of the full ones.
+    Those of a reduced run are called ``report-quick`` and ``figures-quick``, or ``-budget``: they
+    never stand in the place of the full ones.
     """
     from qbench.report.drawing import save_figures
     from qbench.report.figures import figures_of
     from qbench.report.markdown import render_markdown
     from qbench.report.page import write_page
 
-    suffix = "-reduced" if report.reduced else ""
+    suffix = suffix_of(report.reduced)
     text = json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder.path / f"report{suffix}.json", text + "\n")
     figures = figures_of(report, results, folder)
@@ -70,15 +72,25 @@ def write_report(report: Report, results: list[Result], folder: RunFolder) -> Pa
     return page
 
 
+def suffix_of(reduced: Reduction | None) -> str:
+    """What the names of a report's files end with.
+
+    >>> suffix_of(None), suffix_of("budget")
+    ('', '-budget')
+    """
+    return f"-{reduced}" if reduced else ""
+
+
 def read_reports(results: Path) -> list[Report]:
-    """The full reports of a folder, ``TABLE/report.json`` each, in the order of the tables.
+    """The reports of a folder in the order of the tables: the full one of each, and the one on a
+    budget where there is no other.
 
     Raises ``UserError`` for a file that is no report, or another version's.
     """
     found = []
     for table in table_names():
-        path = results / table / "report.json"
-        if path.is_file():
+        paths = (results / table / f"report{suffix_of(kind)}.json" for kind in (None, "budget"))
+        if (path := next((path for path in paths if path.is_file()), None)) is not None:
             try:
                 found.append(Report.model_validate_json(path.read_bytes()))
             except ValidationError as error:

@@ -13,7 +13,7 @@ from qbench.recipe import Recipe
 from qbench.report.claims import ClaimReport, judge
 from qbench.report.statistics import Comparison, compare_paired, holm, summarize
 from qbench.report.wording import format_value, listed
-from qbench.table import Cell, Table, panel_of
+from qbench.table import Cell, Reduction, Table, panel_of
 from qbench.trial import Environment, Result, values_by_seed
 
 Choices = tuple[tuple[str, Scalar], ...]
@@ -89,7 +89,7 @@ class Report(Frozen):
     title: str
     paper: str
     shows: str
-    reduced: bool
+    reduced: Reduction | None
     expected: int
     recorded: int
     choices: dict[str, list[Scalar]]
@@ -115,7 +115,7 @@ class Report(Frozen):
     def mark(self) -> str:
         """The warnings in a word or two, empty where there are none."""
         partial = self.recorded < self.expected
-        return " · ".join(["REDUCED RUN"] * self.reduced + ["PARTIAL"] * partial)
+        return " · ".join(["REDUCED RUN"] * bool(self.reduced) + ["PARTIAL"] * partial)
 
     @property
     def columns(self) -> list[str]:
@@ -182,8 +182,8 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
     for result in results:
         by_cell[result.cell_key].append(result)
     present = [(cell, by_cell[cell.key]) for cell in cells if by_cell[cell.key]]
-    reduced = any(result.reduced for result in results)
-    seeds = table.quick.seeds if reduced and table.quick else table.seeds
+    reduced = next((result.reduced for result in results if result.reduced), None)
+    seeds = table.usual_seeds(reduced)
     missing = sum(max(0, seeds - len(found)) for found in by_cell.values())
     groups = _by_choices(table, present)
     latest = max(results, key=lambda result: result.environment.started).environment
@@ -338,12 +338,12 @@ def _throughput(environments: Sequence[Environment]) -> float | None:
 def _warnings(
     table: Table,
     present: Sequence[tuple[Cell, list[Result]]],
-    reduced: bool,
+    reduced: Reduction | None,
     recorded: int,
     expected: int,
 ) -> list[str]:
     warnings = []
-    if reduced and table.quick:
+    if reduced:
         seeds = max(len(found) for _, found in present)
         less = _reductions([cell for cell, _ in present])
         if seeds < table.seeds:
@@ -451,7 +451,9 @@ def _notes(
     return notes
 
 
-def _command(table: Table, present: Sequence[tuple[Cell, list[Result]]], reduced: bool) -> str:
+def _command(
+    table: Table, present: Sequence[tuple[Cell, list[Result]]], reduced: Reduction | None
+) -> str:
     options = []
     for name, every in table.grid_axes.items():
         used = [value for value in every if any(cell.axes[name] == value for cell, _ in present)]
@@ -463,11 +465,10 @@ def _command(table: Table, present: Sequence[tuple[Cell, list[Result]]], reduced
             options.append(f"--axis {name}=all")
         elif run != [choice.default]:
             options.append(f"--axis {name}={','.join(map(format_value, run))}")
-    usual = table.quick.seeds if reduced and table.quick else table.seeds
     seeds = max(len(found) for _, found in present)
-    if seeds != usual:
+    if seeds != table.usual_seeds(reduced):
         options.append(f"--seeds {seeds}")
-    return " ".join(["qbench run", table.id, *options, *(["--quick"] if reduced else [])])
+    return " ".join(["qbench run", table.id, *options, *([f"--{reduced}"] if reduced else [])])
 
 
 def _values_run(
