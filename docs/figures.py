@@ -17,9 +17,10 @@ BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 def neuron() -> Figure:
     """What one neuron sees of the plane: a line, or a conic."""
     figure = new_figure("", width=7.2, height=2.6, mark="")
-    grid = torch.linspace(-2, 2, 201)
+    # an even number of points, which miss the zeros, and rounded values: the same on any processor
+    grid = torch.linspace(-2, 2, 200, dtype=torch.float64)
     plane = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), -1).view(-1, 2)
-    linear = nn.Linear(2, 1)
+    linear = nn.Linear(2, 1, dtype=torch.float64)
     with torch.no_grad():
         linear.weight.copy_(torch.tensor([[1.0, -0.7]]))
         linear.bias.fill_(0.3)
@@ -33,7 +34,7 @@ def neuron() -> Figure:
     axes = figure.subplots(1, len(panels))
     for one, (title, layer) in zip(axes, panels.items(), strict=True):
         with torch.no_grad():
-            values = layer(plane).view(201, 201).numpy()
+            values = layer(plane).view(200, 200).numpy().round(9)
         one.contourf(grid, grid, values > 0, levels=[-0.5, 0.5, 1.5], colors=["#ffffff", "#cfe4f2"])
         one.contour(grid, grid, values, levels=[0.0], colors=BLUE, linewidths=1.8)
         style(one, title)
@@ -45,7 +46,7 @@ def neuron() -> Figure:
 
 def _quadratic(r: list[float], g: list[float], b: list[float], constant: float) -> nn.Module:
     """One quadratic neuron with these weights; its linear factor g has the constant 1."""
-    layer = qcore.QuadraticLinear(2, 1)
+    layer = qcore.QuadraticLinear(2, 1, dtype=torch.float64)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()

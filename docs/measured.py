@@ -62,10 +62,28 @@ def summary(found: list[Report]) -> str:
     return "\n".join(lines)
 
 
+def seeds(report: Report, claim: ClaimReport) -> str:
+    """How many seeds a claim's models were run with, under its choices."""
+    counts = {
+        cell.n
+        for cell in report.cells
+        if cell.axes["model"] in claim.models
+        and claim.panel in (None, cell.panel)
+        and dict(report.choices_of(cell)) == claim.choices
+    }
+    return " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else ""
+
+
 def claims(report: Report) -> str:
     """A table's claims with what was measured, under each combination of choices that was run."""
-    lines = ["| claim | source | under | verdict | measured |", "|---|---|---|---|---|"]
+    lines = [
+        "| claim | source | under | verdict | measured | seeds |",
+        "|---|---|---|---|---|---:|",
+    ]
+    first = dict(report.combinations[0])
     for claim in report.claims:
+        if claim.verdict == "not tested" and claim.choices != first and not report.reduced:
+            continue  # of an alternative that a part of the table was run with
         said = ", ".join(
             f"{name} {format_value(value)}"
             for name, value in claim.choices.items()
@@ -78,6 +96,7 @@ def claims(report: Report) -> str:
             said or "defaults",
             f"{symbol} {claim.verdict}",
             claim.why,
+            seeds(report, claim),
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
