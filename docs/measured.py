@@ -82,8 +82,10 @@ def claims(report: Report) -> str:
     ]
     first = dict(report.combinations[0])
     for claim in report.claims:
-        if claim.verdict == "not tested" and claim.choices != first and not report.reduced:
-            continue  # of an alternative that a part of the table was run with
+        run = seeds(report, claim)
+        partly = not run if report.reduced else claim.choices != first
+        if claim.verdict == "not tested" and partly:
+            continue  # of what a part of the table was run with
         said = ", ".join(
             f"{name} {format_value(value)}"
             for name, value in claim.choices.items()
@@ -96,7 +98,7 @@ def claims(report: Report) -> str:
             said or "defaults",
             f"{symbol} {claim.verdict}",
             claim.why,
-            seeds(report, claim),
+            run,
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

@@ -2,8 +2,9 @@
 
     QBENCH_DATA=... uv run python packages/qbench/benchmarks/loop.py [--pairs 15] [--out FILE]
 
-Both train the same model on the same samples, each in an order of its own, with torch's own SGD;
-the bare loop neither records nor checks anything. How ratios are measured, and when a target is
+Both train the same model on the same samples, each in an order of its own, with torch's own SGD,
+and both add up loss and accuracy as they go, as the recipe asks; the bare loop checks nothing, and
+has one seed alone in mind. How ratios are measured, and when a target is
 met, is said in qcore's ``benchmarks/paired.py``. Run it on a quiet machine.
 """
 
@@ -48,12 +49,16 @@ def bare(model: nn.Module, problem: Problem, recipe: Recipe) -> Step:
         optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum)
         order = torch.randperm(len(train))
         model.train()
+        running, correct = torch.zeros(()), torch.zeros((), dtype=torch.long)
         for index in order.split(size):
             x, y = train.prepare(train.x[index]), train.y[index]
-            loss = F.cross_entropy(model(x), y)
+            logits = model(x)
+            loss = F.cross_entropy(logits, y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            running += loss.detach() * len(y)
+            correct += (logits.detach().argmax(1) == y).sum()
         model.eval()
         right = 0
         with torch.no_grad():

@@ -120,8 +120,8 @@ def test_help_shows_a_real_example(command: str) -> None:
         (["run", "uci", "--out", "/dev/null/runs"], "cannot write to '/dev/null/runs'"),
         (
             ["run", "uci", "--budget"],
-            "table uci has no recipe for --budget: neurons, relinear have one. Leave it out, or "
-            "give --quick",
+            "table uci has no recipe for --budget: combined, neurons, relinear have one. Leave it "
+            "out, or give --quick",
         ),
         (
             ["report", "relinear", "--quick", "--budget"],

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from qbench.errors import UserError
 from qbench.leaderboard.entry import Claim, Entry, Measurement, Run, Seed
 from qbench.leaderboard.site import build, to_csv
 from qbench.report.files import write_report
+from qbench.report.numbers import Report
 from qbench.table import load_table
 from qbench.trial import RunFolder
 from qzoo.index import get_provenance
@@ -491,6 +493,24 @@ def test_a_tables_page_is_its_report(
     seen.page.get_by_role("link", name="Quadnets").click()
     assert seen.page.url.endswith("index.html")
     seen.page.close()
+
+
+def test_a_run_on_a_budget_is_shown_where_there_is_no_full_one(
+    results: Path, tmp_path: Path
+) -> None:
+    whole = Report.model_validate_json((results / "xor" / "report.json").read_bytes())
+    warning = "REDUCED RUN: 10 steps instead of 400."
+    less = whole.model_copy(update={"reduced": "budget", "warnings": [warning]})
+    folder = tmp_path / "results" / "xor"
+    shutil.copytree(results / "xor" / "figures", folder / "figures-budget")
+    (folder / "report-budget.json").write_text(less.model_dump_json(), encoding="utf-8")
+    build([], folder.parent, tmp_path / "site")
+    page = (tmp_path / "site" / "tables" / "xor.html").read_text(encoding="utf-8")
+    assert warning in page
+    assert page.count("<figure") == len(list((folder / "figures-budget").glob("*.svg")))
+    shutil.copy(results / "xor" / "report.json", folder)
+    build([], folder.parent, tmp_path / "site")
+    assert warning not in (tmp_path / "site" / "tables" / "xor.html").read_text(encoding="utf-8")
 
 
 def test_an_entry_of_a_table_that_changed_is_shown_as_not_verified(tmp_path: Path) -> None:

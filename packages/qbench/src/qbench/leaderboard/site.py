@@ -27,7 +27,7 @@ from qbench.leaderboard.standings import (
     missing_controls,
     rows_of,
 )
-from qbench.report.files import read_reports
+from qbench.report.files import read_reports, suffix_of
 from qbench.report.numbers import Report
 from qbench.report.page import new_environment, read_part, render_page
 from qbench.report.wording import format_value
@@ -107,7 +107,7 @@ def _check_replaceable(site: Path) -> None:
 
 
 def _reports(results: Path | None) -> list[tuple[Report, dict[str, str]]]:
-    """The reports of a folder, with their figures: full ones, in the order of the tables."""
+    """The reports of a folder, with their figures, in the order of the tables."""
     if results is None:
         return []
     if not results.is_dir():
@@ -117,7 +117,9 @@ def _reports(results: Path | None) -> list[tuple[Report, dict[str, str]]]:
             report,
             {
                 figure.stem: figure.read_text(encoding="utf-8")
-                for figure in sorted((results / report.table / "figures").glob("*.svg"))
+                for figure in sorted(
+                    (results / report.table / f"figures{suffix_of(report.reduced)}").glob("*.svg")
+                )
             },
         )
         for report in read_reports(results)
