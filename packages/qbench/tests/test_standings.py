@@ -11,7 +11,8 @@ from scipy import stats
 
 from qbench.errors import UserError
 from qbench.leaderboard.entry import Claim, Entry, Measurement, Run, Seed
-from qbench.leaderboard.standings import cell_of, missing_controls, of_spec, standings, wilson
+from qbench.leaderboard.standings import cell_of, missing_controls, of_spec, standings
+from qbench.report.statistics import wilson
 from qbench.table import Reduction, load_table, table_names
 from qzoo.architectures import ARCHITECTURES
 from qzoo.index import get_provenance

@@ -11,7 +11,7 @@ import qcore
 from qbench.architecture import ModelSpec
 from qbench.errors import UserError
 from qbench.leaderboard.entry import Entry
-from qbench.report.statistics import summarize
+from qbench.report.statistics import summarize, wilson
 from qbench.table import REDUCTIONS, Cell, load_table
 from qzoo.architectures import ARCHITECTURES, DIQNNS
 
@@ -22,8 +22,6 @@ Group = Literal["full runs", "reduced runs", "best on test", "not verified"]
 """What is ranked together: never one with the other."""
 
 GROUPS: tuple[Group, ...] = ("full runs", "reduced runs", "best on test", "not verified")
-
-_Z = 1.959963984540054  # of the standard normal distribution, two-sided at 95 %
 
 
 @dataclass(frozen=True)
@@ -127,19 +125,6 @@ def missing_controls(rows: Sequence[Row]) -> list[Control]:
     there = {row.network.control for row in rows if row.group == "full runs"}
     every: tuple[Control, ...] = ("plain", "parameter-matched")
     return [control for control in every if control not in there]
-
-
-def wilson(accuracy: float, images: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of an accuracy in percent, measured on so many images.
-
-    >>> [round(value, 1) for value in wilson(90.0, 1000)]
-    [88.0, 91.7]
-    """
-    share = accuracy / 100
-    centre = share + _Z**2 / (2 * images)
-    half = _Z * math.sqrt(share * (1 - share) / images + _Z**2 / (4 * images**2))
-    scale = 100 / (1 + _Z**2 / images)
-    return scale * (centre - half), scale * (centre + half)
 
 
 _table = cache(load_table)  # hundreds of entries are of one table
