@@ -62,16 +62,21 @@ def summary(found: list[Report]) -> str:
     return "\n".join(lines)
 
 
-def seeds(report: Report, claim: ClaimReport) -> str:
-    """How many seeds a claim's models were run with, under its choices."""
-    counts = {
-        cell.n
-        for cell in report.cells
-        if cell.axes["model"] in claim.models
-        and claim.panel in (None, cell.panel)
-        and dict(report.choices_of(cell)) == claim.choices
-    }
-    return " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else ""
+def seeds(report: Report, claim: ClaimReport) -> tuple[int, int]:
+    """How many seeds a claim's models were run with, under its choices: the fewest and the most."""
+    pooled = (claim.panel or "").endswith("together")
+    counts = [
+        [
+            cell.n
+            for cell in report.cells
+            if cell.axes["model"] == model
+            and (pooled or cell.panel == claim.panel)
+            and dict(report.choices_of(cell)) == claim.choices
+        ]
+        or [0]
+        for model in claim.models
+    ]
+    return min(map(min, counts)), max(map(max, counts))
 
 
 def claims(report: Report) -> str:
@@ -82,10 +87,9 @@ def claims(report: Report) -> str:
     ]
     first = dict(report.combinations[0])
     for claim in report.claims:
-        run = seeds(report, claim)
-        partly = not run if report.reduced else claim.choices != first
-        if claim.verdict == "not tested" and partly:
-            continue  # of what a part of the table was run with
+        fewest, most = seeds(report, claim)
+        if not fewest and (report.reduced or claim.choices != first):
+            continue  # of what only a part of the table was run with
         said = ", ".join(
             f"{name} {format_value(value)}"
             for name, value in claim.choices.items()
@@ -98,7 +102,7 @@ def claims(report: Report) -> str:
             said or "defaults",
             f"{symbol} {claim.verdict}",
             claim.why,
-            run,
+            str(most) if fewest == most else f"{fewest} to {most}",
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

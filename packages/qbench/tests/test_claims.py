@@ -1,11 +1,12 @@
 """Verdicts: every way a claim can stand to what was measured, and the numbers around them."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from qbench.report.numbers import build_report, to_json
+from qbench.report.numbers import Report, build_report, to_json
 from qbench.table import Cell, Reduction, Table, load_table, parse_table
 from qbench.trial import Environment, Result
 
@@ -143,6 +144,14 @@ def test_a_claim_gets_its_verdict(
     assert claim.verdict == verdict
     assert claim.why.startswith(why)
     assert claim.choices == {"scaling": "maxabs"}
+
+
+@pytest.mark.parametrize(("said", "read"), [(False, None), (True, "quick"), ("budget", "budget")])
+def test_reports_of_before_there_were_two_kinds_are_read(said: object, read: object) -> None:
+    made = table(ORDER)
+    report = build_report(made, *results(made, [80, 81], [90, 91]))
+    text = json.dumps({**json.loads(report.model_dump_json()), "reduced": said})
+    assert Report.model_validate_json(text).reduced == read
 
 
 def test_a_reduced_run_decides_nothing_and_says_so() -> None:

@@ -124,6 +124,11 @@ def test_help_shows_a_real_example(command: str) -> None:
             "out, or give --quick",
         ),
         (
+            ["run", "neurons", "--budget", "--only", "dataset=digits32"],
+            "table neurons has nothing of this in its recipe for --budget: leave that out, and it "
+            "is run in full",
+        ),
+        (
             ["report", "relinear", "--quick", "--budget"],
             "--quick and --budget are two kinds of reduced runs: give one",
         ),

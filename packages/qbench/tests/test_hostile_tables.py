@@ -149,7 +149,11 @@ def test_an_id_is_no_path(id_: str) -> None:
         ("  model:\n", "  lr: [[2]]\n  model:\n", "grid: lr: [2] is neither text nor a number"),
         ("  model:\n", "  lrr: [2]\n  model:\n", "grid: unknown axis 'lrr': did you mean 'lr'?"),
         ("why: not", "where: {modle: [1]}, why: not", "unknown axis 'modle': did you mean 'mode"),
-        ("why: not", "where: {model: [rank2]}, why: not", "unknown model 'rank2': did you mean"),
+        (
+            "why: not",
+            "where: {dataset: [wines]}, why: not",
+            "unknown dataset 'wines': did you mean",
+        ),
         ("  scaling: {", "  model: {", "unstated: 'model' is an axis of the grid already"),
         ("seeds: 2", "seeds: 2\nclaims: [rank1]", "claims.0.value: Input should be a valid dicti"),
         ("seeds: 2", "seeds: 2\nclaims: [[]]", "toy.yaml: claims.0.value: Input should be a vali"),

@@ -307,7 +307,7 @@ def command(out: Path, *more: str, jobs: int = 2) -> list[str]:
 WITH_ITS_OWN_TABLE = """
 import sys
 import qbench.cli
-from qbench.table import Reduction, parse_table
+from qbench.table import parse_table
 table = parse_table(sys.argv.pop(1), "uci.yaml")
 qbench.cli.load_table = lambda name: table
 qbench.cli.main()

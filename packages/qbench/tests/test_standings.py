@@ -133,6 +133,46 @@ def test_a_reduced_run_is_known_by_its_keys(less: Reduction) -> None:
         cell_of(reduced.model_copy(update={"reduced": False}))
 
 
+def test_quick_runs_and_runs_on_a_budget_are_never_compared() -> None:
+    def of(model: str, less: Reduction, accuracies: Sequence[float]) -> Entry:
+        table = load_table("relinear")
+        (cell,) = table.cells({"depth": (20,), "model": (model,)}, reduced=less)
+        entry = entry_of("linear", accuracies)
+        assert entry.run is not None
+        seeds = [
+            one.model_copy(update={"key": cell.trial_key(one.seed)}) for one in entry.run.seeds
+        ]
+        facts = {"table": table.id, "version": table.version, "axes": cell.axes}
+        run = entry.run.model_copy(update={**facts, "seeds": tuple(seeds)})
+        name = f"{model} {less}"
+        return measured(entry.model_copy(update={"title": name, "reduced": True, "run": run}))
+
+    rows = standings(
+        [
+            of("resnet", "budget", [80.0, 81.0, 82.0]),
+            of("free", "budget", [83.0, 84.0, 85.0]),
+            of("free", "quick", [10.0, 11.0, 12.0]),
+        ]
+    )
+    found = {row.entry.title: (row.group, row.rank, row.difference_to("plain")) for row in rows}
+    (_, _, difference) = found["free budget"]
+    assert difference is not None
+    assert difference.mean == pytest.approx(3.0)
+    assert found["free quick"] == ("quick runs", 1, None)
+    assert found["resnet budget"][:2] == ("reduced runs", 1)
+
+
+def test_a_table_without_reduced_runs_has_none_on_a_board() -> None:
+    entry = entry_of("linear", [80.0, 82.0])
+    assert entry.run is not None
+    xor = load_table("xor")
+    (cell,) = xor.cells()
+    facts = {"table": "xor", "version": xor.version, "axes": cell.axes}
+    run = entry.run.model_copy(update=facts)
+    with pytest.raises(UserError, match="table xor has no reduced runs, and the entry says that"):
+        cell_of(entry.model_copy(update={"reduced": True, "run": run}))
+
+
 def test_groups_are_never_ranked_with_each_other() -> None:
     poor = entry_of("linear", [50.0, 50.0])
     row = get_provenance("qresnet20.relinear_digits")

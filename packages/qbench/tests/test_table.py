@@ -36,9 +36,20 @@ def test_every_table_file_is_valid_and_named_after_its_id(name: str) -> None:
     whole = math.prod(len(values) for values in table.grid_axes.values())
     assert (len(cells) == whole) == (not table.without)
     assert len({cell.key for cell in cells}) == len(cells)
-    # what a reduced run changes must not make two cells one
+    # what a reduced run changes must not make two cells one, nor one a cell of the full run
     for less in REDUCTIONS:
-        assert [cell.axes for cell in table.cells(reduced=less)] == [cell.axes for cell in cells]
+        if (kind := table.reduction(less)) is None:
+            assert [cell.key for cell in table.cells(reduced=less)] == [cell.key for cell in cells]
+            continue
+        reduced = list(table.cells(reduced=less))
+        meant = [
+            cell.axes
+            for cell in cells
+            if all(cell.axes[axis] in allowed for axis, allowed in kind.where.items())
+        ]
+        assert [cell.axes for cell in reduced] == meant
+        assert {cell.key for cell in reduced}.isdisjoint(cell.key for cell in cells)
+        assert {cell.reduced for cell in reduced} == {less}
 
 
 def test_uci_is_the_supplements_recipe_with_440_trials() -> None:
@@ -78,6 +89,17 @@ def test_xor_starts_from_the_papers_vectors_and_keeps_its_steps() -> None:
         ("control: linear", "control: lineal", "unknown model 'lineal': did you mean 'linear'?"),
         ("order: [linear, rank1]", "order: [linear, rank9]", "unknown model 'rank9'"),
         ("  scaling: {", "  scalingg: {", "unknown choice 'scalingg': did you mean 'scaling'?"),
+        (
+            "why: not stated",
+            "why: not stated, where: {model: [rank1]}",
+            "where of 'scaling': models are compared under the same choices, so that one cannot be "
+            "for some of them: make it a model of its own",
+        ),
+        (
+            "seeds: 2\n",
+            "seeds: 2\nquick: {seeds: 1, recipe: {epochs: 1}, where: {dataset: [irish]}}\n",
+            "unknown dataset 'irish': did you mean 'iris'?",
+        ),
         ("also: [raw]", "also: [rawish]", "Input should be 'raw', 'maxabs', 'minmax'"),
         ("dataset: [iris]", "dataset: [irish]", "unknown dataset 'irish': did you mean 'iris'?"),
         ("epochs: 10", "epochs: 10, snapshots: [11]", "step 11 is after the last one, 10"),
@@ -169,8 +191,10 @@ def test_a_claimed_value_must_name_a_cell(claim: str, message: str) -> None:
 @pytest.mark.parametrize("name", [name for name in table_names() if load_table(name).budget])
 def test_what_hours_allow_lies_between_minutes_and_the_whole(name: str) -> None:
     table = load_table(name)
-    runs = [list(table.cells(reduced=less)) for less in (*REDUCTIONS, None)]
-    for quick, budget, full in zip(*runs, strict=True):
+    assert table.budget is not None
+    assert table.budget.seeds <= table.seeds
+    for budget in table.cells(reduced="budget"):
+        quick, full = (Cell(table, budget.axes, less) for less in ("quick", None))
         assert len({quick.key, budget.key, full.key}) == 3
         assert quick.recipe.epochs < budget.recipe.epochs < full.recipe.epochs
         assert (budget.recipe.train_samples, budget.recipe.test_samples) == (None, None)

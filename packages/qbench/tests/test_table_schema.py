@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qbench.errors import UserError
-from qbench.table import Cell, Table, parse_table, table_names
+from qbench.table import REDUCTIONS, Cell, Reduction, Table, parse_table, table_names
 
 FILES = {
     name: yaml.safe_load(
@@ -95,7 +95,7 @@ def check(content: bytes) -> Table | None:
         assert said.startswith("toy.yaml")
         return None
     asked = [{}, *({axis: tuple(map(str, values))} for axis, values in table.axes.items())]
-    for choices, reduced in itertools.product(asked, (False, True)):
+    for choices, reduced in itertools.product(asked, (None, *REDUCTIONS)):
         cells, said = attempted(partial(every_cell, table, choices, reduced))
         assert said.isprintable()
         assert cells or choices or reduced
@@ -106,7 +106,9 @@ def check(content: bytes) -> Table | None:
     return table
 
 
-def every_cell(table: Table, choices: dict[str, tuple[str, ...]], reduced: bool) -> list[Cell]:
+def every_cell(
+    table: Table, choices: dict[str, tuple[str, ...]], reduced: Reduction | None
+) -> list[Cell]:
     return list(table.cells(choices=choices, reduced=reduced))
 
 

@@ -38,6 +38,25 @@ def test_the_card_has_the_accuracy_in_the_hubs_schema(full_record):
     assert card.data.pipeline_tag == "image-classification"
 
 
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        ("diqnn", "One quadratic form per class of an image, of its pixels."),
+        (
+            "diqnn_conv_rank4",
+            "One quadratic form of rank 4 per class of an image, behind one convolution with ReLU.",
+        ),
+    ],
+)
+def test_the_card_of_a_diqnn_is_about_its_forms(full_record, model, what):
+    before = qzoo.Preprocessing(input_size=(1, 28, 28), mean=(0.0,), std=(1.0,))
+    row = full_record.model_copy(update={"model": model, "tag": "m", "preprocessing": before})
+    text = ModelCard(model_card(row)).text
+    assert what in text
+    assert "arXiv:2307.13609" in text
+    assert "arXiv:2110.06081" not in text
+
+
 def test_the_card_says_where_the_weights_come_from(full_record):
     text = ModelCard(model_card(full_record)).text
     for fact in (

@@ -168,6 +168,9 @@ def test_groups_of_parameters_are_convolution_and_head(name):
         ({"num_classes": -1}, "num_classes=-1 is not allowed: give 1 or more, or 0"),
         ({"global_pool": "avg"}, "global_pool='avg' is not allowed: choose from 'flatten', ''"),
         ({"global_pool": ""}, "cannot take: give num_classes=0 as well, or 'flatten'"),
+        ({"img_size": (28, 28, 1)}, "img_size=(28, 28, 1) is not allowed: give height and width"),
+        ({"convolution": (8, 5, 0)}, "convolution=(8, 5, 0) is not allowed: give channels, kernel"),
+        ({"convolution": (8, 5)}, "convolution=(8, 5) is not allowed: give channels, kernel and"),
         (
             {"convolution": (8, 29, 1)},
             "a kernel of 29 does not fit images of 28×28: choose a smaller one",

@@ -13,7 +13,7 @@ from filelock import Timeout
 from pydantic import ValidationError
 
 from qbench.frozen import Frozen, Scalar
-from qbench.table import Reduction
+from qbench.table import RecordedReduction, Reduction
 from qbench.trial import RunFolder, clear_parts, write_whole
 
 _EVERY = 5.0
@@ -30,7 +30,7 @@ class Activity(Frozen):
     block: str
     axes: dict[str, Scalar]
     seeds: tuple[int, ...]
-    reduced: Reduction | None
+    reduced: RecordedReduction
     state: Literal["running", "failed"]
     host: str
     pid: int

@@ -128,20 +128,6 @@ class ModelSpec(Frozen):
         return self
 
     @property
-    def zoo_name(self) -> str | None:
-        """The name under which the zoo has the network for images; None where it has none.
-
-        >>> ModelSpec(kind="low_rank", rank=4).zoo_name
-        'diqnn_rank4'
-        """
-        if self.kind == "zoo":
-            return self.full_name
-        if self.kind not in ("dense", "low_rank") or self.signed or self.affine:
-            return None
-        behind = "_conv" if self.convolution is not None else ""
-        return f"diqnn{behind}" if self.rank is None else f"diqnn{behind}_rank{self.rank}"
-
-    @property
     def full_name(self) -> str:
         """The zoo's name, with the depth filled in.
 
@@ -149,3 +135,21 @@ class ModelSpec(Frozen):
         'qresnet56_compact'
         """
         return self.name.replace("{depth}", str(self.depth))
+
+
+_DIQNN_CONVOLUTION = Convolution(channels=8, kernel=5, stride=3)
+_DIQNN_RANKS = 10
+
+
+def diqnn_name(spec: ModelSpec) -> str | None:
+    """The zoo's name of a quadratic form of 28×28 pixels; None where the zoo has no such network.
+
+    >>> diqnn_name(ModelSpec(kind="low_rank", rank=4)), diqnn_name(ModelSpec(kind="linear"))
+    ('diqnn_rank4', None)
+    """
+    if spec.kind not in ("dense", "low_rank") or spec.signed or spec.affine:
+        return None
+    if spec.convolution not in (None, _DIQNN_CONVOLUTION) or (spec.rank or 1) > _DIQNN_RANKS:
+        return None
+    behind = "_conv" if spec.convolution is not None else ""
+    return f"diqnn{behind}" if spec.rank is None else f"diqnn{behind}_rank{spec.rank}"

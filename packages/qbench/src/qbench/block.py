@@ -424,7 +424,7 @@ def _write(
     weights = safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()})
     last = {name: values[-1] for name, values in curve.metrics.items()} | findings.metrics
     files: dict[str, bytes] = {}
-    if cell.has_network_of_the_zoo and not diverged:
+    if cell.zoo_name is not None and not diverged:
         files[WEIGHTS] = weights
     if findings.arrays and not diverged:
         files[ARRAYS] = safetensors.torch.save(findings.arrays)

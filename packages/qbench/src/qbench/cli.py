@@ -123,7 +123,8 @@ def list_tables(
     typer.echo(
         "Time to run a whole table, all seeds under the default choices: here, estimated from a "
         "calibration of seconds; on\none A100, from its data sheet, float32 at "
-        f"{A100_UTILISATION:.0%} of its peak. --quick runs any table in minutes."
+        f"{A100_UTILISATION:.0%} of its peak. --quick runs any table in minutes, --budget some of "
+        f"weeks in hours:\n{', '.join(table.id for table in tables if table.budget)}."
     )
 
 
@@ -211,6 +212,11 @@ def run(
             _axis_values(loaded, only), _axis_values(loaded, chosen, choices=True), reduced=reduced
         )
     )
+    if not cells:
+        raise UserError(
+            f"table {table} has nothing of this in its recipe for --{reduced}: leave that out, and "
+            "it is run in full"
+        )
     number = seeds or loaded.usual_seeds(reduced)
 
     from qbench.trial import RunFolder

@@ -183,7 +183,9 @@ def build(
     entries: Entries = _ENTRIES,
     results: Annotated[
         Path | None,
-        typer.Option(help="Reports to show: a folder of TABLE/report.json, such as runs."),
+        typer.Option(
+            help="Reports to show: TABLE/report.json or report-budget.json in a folder as runs."
+        ),
     ] = None,
 ) -> None:
     """Write the leaderboard as static pages, which work from a file and under any path."""

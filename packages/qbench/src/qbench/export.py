@@ -9,7 +9,6 @@ import safetensors.torch
 import timm
 from torch import Tensor, nn
 
-from qbench.architecture import Convolution
 from qbench.build import build_model
 from qbench.catalogue import DATASETS, DatasetInfo
 from qbench.data.image_folder import image_root
@@ -148,8 +147,8 @@ def _check_accuracy(result: Result, evaluation: Evaluation) -> None:
 def _network(cell: Cell, seed: int, state: dict[str, Tensor]) -> nn.Module:
     info = DATASETS[cell.dataset]
     spec = cell.model
-    if spec.kind != "zoo" and spec.zoo_name is not None:
-        return _diqnn(spec.zoo_name, spec.convolution, info, state)
+    if spec.kind != "zoo" and cell.zoo_name is not None:
+        return _diqnn(cell.zoo_name, info, state)
     model = build_model(spec, info.shape, info.classes, 1.0, seed, cell.recipe.strategy)
     model.load_state_dict(state)
     return model
@@ -161,15 +160,8 @@ _NAMES = MappingProxyType(
 """What the zoo calls the parameters of a classifier."""
 
 
-def _diqnn(
-    name: str, layer: Convolution | None, info: DatasetInfo, state: dict[str, Tensor]
-) -> nn.Module:
-    front: dict[str, Any] = {}
-    if layer is not None:
-        front = {"convolution": (layer.channels, layer.kernel, layer.stride)}
-    model: nn.Module = timm.create_model(
-        name, num_classes=info.classes, in_chans=info.shape[0], **front
-    )
+def _diqnn(name: str, info: DatasetInfo, state: dict[str, Tensor]) -> nn.Module:
+    model: nn.Module = timm.create_model(name, num_classes=info.classes, in_chans=info.shape[0])
     named = {}
     for parameter, value in state.items():
         old = next(old for old in _NAMES if parameter.startswith(old))

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -38,7 +39,10 @@ class Frozen(BaseModel):
                 if key not in allowed and key not in fields:
                     raise ValueError(str(unknown("key", key, allowed)))
         for key, value in data.items():
-            if isinstance(value, bool) and key in fields and fields[key].annotation is not bool:
+            if not isinstance(value, bool) or key not in fields:
+                continue
+            reads_it = any(isinstance(known, BeforeValidator) for known in fields[key].metadata)
+            if fields[key].annotation is not bool and not reads_it:
                 said = str(value).lower()
                 raise ValueError(f"{key}: {said} is no number, and as text it needs quotes")
         return data

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from qbench.architecture import FIELDS, ModelSpec
+from qbench.architecture import FIELDS, ModelSpec, diqnn_name
 from qbench.catalogue import DATASETS
 from qbench.claim import Claim, InteriorClaim, OrderClaim, ValueClaim, models_of
 from qbench.errors import UserError, first_problem, one_line, shown, unknown
@@ -30,6 +30,25 @@ Reduction = Literal["quick", "budget"]
 
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 """Both, from the smaller one on."""
+
+
+def _named(value: Any) -> Any:
+    """Records of before there were two kinds say true for a quick run, and false for a full one."""
+    return {True: "quick", False: None}[value] if isinstance(value, bool) else value
+
+
+RecordedReduction = Annotated[Reduction | None, BeforeValidator(_named)]
+"""Of which kind of reduced runs a record is; None for a full one."""
+
+
+def option_of(reduced: Reduction | None) -> list[str]:
+    """What a command needs for a run of this kind.
+
+    >>> option_of("budget"), option_of(None)
+    (['--budget'], [])
+    """
+    return [f"--{reduced}"] if reduced else []
+
 
 MOST_CELLS = 10_000
 """Cells of a table, or of what is asked for of it."""
@@ -94,10 +113,12 @@ class Grid(Frozen):
 
 
 class Reduced(Frozen):
-    """What a reduced run takes instead of the full numbers."""
+    """What a reduced run takes instead of the full numbers; ``where`` restricts it to cells with
+    these values of axes, of which alone it then consists."""
 
     seeds: Count
     recipe: dict[str, Any]
+    where: dict[str, tuple[Scalar, ...]] = Field(default={})
 
 
 class Unstated(Frozen):
@@ -180,6 +201,11 @@ class Table(Frozen):
                 Recipe.model_validate(
                     _merged(_given(self.recipe), choice.patch(axis, value).recipe)
                 )
+            if "model" in choice.where:
+                raise ValueError(
+                    f"where of {shown(axis)}: models are compared under the same choices, so that "
+                    "one cannot be for some of them: make it a model of its own"
+                )
             for other, values in choice.where.items():
                 for value in values:
                     self._check_cell({other: value})
@@ -204,6 +230,9 @@ class Table(Frozen):
         for less in (self.quick, self.budget):
             if less is not None:
                 Recipe.model_validate(_merged(_given(self.recipe), less.recipe))
+                for axis, values in less.where.items():
+                    for value in values:
+                        self._check_cell({axis: value})
         try:
             cells = list(self.cells())  # every model with its recipe
         except UserError as error:
@@ -294,7 +323,7 @@ class Table(Frozen):
         choices.
 
         A choice that changes nothing for a cell is made once for it, by its default. ``reduced``
-        takes the table's recipe of that name, where it has one.
+        takes the table's recipe of that name, where it has one, and the cells that it is for.
 
         Raises ``UserError`` for an axis or a value that the table does not have.
         """
@@ -312,13 +341,17 @@ class Table(Frozen):
                 f"table {self.id} has {number:,} cells here, and {MOST_CELLS:,} are the most: "
                 "take fewer values of an axis"
             )
-        less = reduced if self.reduction(reduced) is not None else None
+        less = self.reduction(reduced)
         seen = set()
         for combination in itertools.product(*wanted.values()):
             axes = dict(zip(wanted, combination, strict=True))
             if any(left_out.items() <= axes.items() for left_out in self.without):
                 continue
-            cell = self._with_defaults(Cell(self, axes, less))
+            if less is not None and any(
+                axes[axis] not in allowed for axis, allowed in less.where.items()
+            ):
+                continue
+            cell = self._with_defaults(Cell(self, axes, reduced if less is not None else None))
             if cell.key not in seen:
                 seen.add(cell.key)
                 yield cell
@@ -392,9 +425,16 @@ class Cell:
         return spec if not changes else self._validated(ModelSpec, {**_given(spec), **changes})
 
     @property
-    def has_network_of_the_zoo(self) -> bool:
-        """Whether what is trained can go to the zoo: a network of its own, of images."""
-        return bool(DATASETS[self.dataset].timm) and self.model.zoo_name is not None
+    def zoo_name(self) -> str | None:
+        """The name under which the zoo has what is trained; None where it does not.
+
+        >>> (cell,) = load_table("rank").cells({"dataset": ("mnist",), "model": ("rank4",)})
+        >>> cell.zoo_name
+        'diqnn_rank4'
+        """
+        if self.model.kind == "zoo":
+            return self.model.full_name
+        return diqnn_name(self.model) if DATASETS[self.dataset].shape == (1, 28, 28) else None
 
     @cached_property
     def recipe(self) -> Recipe:

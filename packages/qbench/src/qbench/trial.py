@@ -21,7 +21,7 @@ from qbench.errors import UserError, first_problem
 from qbench.frozen import Scalar
 from qbench.metrics import QUANTITIES
 from qbench.recipe import Recipe
-from qbench.table import Cell, Reduction, Table, identity
+from qbench.table import Cell, RecordedReduction, Table, identity
 
 _VERSIONS = (
     "torch",
@@ -94,7 +94,7 @@ class Result(Record):
     axes: dict[str, Scalar]
     seed: int
     resolved: dict[str, Any]
-    reduced: Reduction | None
+    reduced: RecordedReduction
     status: Literal["finished", "diverged"]
     diverged_at: int | None
     parameters: int

@@ -52,13 +52,15 @@ def model_card(row: Provenance) -> str:
         if used
     ] or ["resnet"]
     if is_diqnn:
-        what = "One convolution with ReLU" if "convolution" in arguments else "An image's pixels"
+        of_rank = f" of rank {arguments['rank']}" if head == "low_rank" else ""
+        of = "behind one convolution with ReLU" if "convolution" in arguments else "of its pixels"
+        what = f"One quadratic form{of_rank} per class of an image, {of}"
     else:
         trunk = f"neurons `{neuron.formula}`" if quadratic_trunk else "linear convolutions"
         what = f"Residual network for small images with {trunk}"
-    what += {"linear": "", "dense": ", and a dense quadratic head"}.get(
-        head, f", and a quadratic head of rank {arguments.get('rank')}"
-    )
+        what += {"linear": "", "dense": ", and a dense quadratic head"}.get(
+            head, f", and a quadratic head of rank {arguments.get('rank')}"
+        )
     lines = [
         "---",
         _card_data(row).to_yaml(),

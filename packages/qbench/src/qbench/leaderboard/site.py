@@ -31,6 +31,7 @@ from qbench.report.files import read_reports, suffix_of
 from qbench.report.numbers import Report
 from qbench.report.page import new_environment, read_part, render_page
 from qbench.report.wording import format_value
+from qbench.table import option_of
 
 _MADE_BY = "qbench leaderboard build"
 _MARK = ".quadnets-site"
@@ -57,8 +58,9 @@ def build(entries: Sequence[Entry], results: Path | None, site: Path) -> int:
 
     Args:
         entries: what to show.
-        results: a folder with ``TABLE/report.json`` and ``TABLE/figures/*.svg``, such as ``runs``;
-            None for no tables.
+        results: a folder with ``TABLE/report.json`` and ``TABLE/figures/*.svg``, such as ``runs``,
+            or ``report-budget.json`` and ``figures-budget`` of a table without a full one; None for
+            no tables.
         site: the folder of the pages. It is replaced as a whole, once all pages are made, where it
             is empty or an older site; nothing else is ever replaced.
 
@@ -266,7 +268,7 @@ def lines_for(entry: Entry) -> str:
         )
     ]
     words = ["qbench", "run", run.table, *options, "--seeds", str(len(run.seeds))]
-    return shlex.join([*words, *([f"--{cell.reduced}"] if cell.reduced else [])])
+    return shlex.join([*words, *option_of(cell.reduced)])
 
 
 def _facts(entry: Entry) -> list[tuple[str, str]]:

@@ -5,23 +5,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import qcore
 from qbench.architecture import ModelSpec
 from qbench.errors import UserError
 from qbench.leaderboard.entry import Entry
 from qbench.report.statistics import summarize, wilson
-from qbench.table import REDUCTIONS, Cell, load_table
+from qbench.table import REDUCTIONS, Cell, Reduction, load_table
 from qzoo.architectures import ARCHITECTURES, DIQNNS
 
 Control = Literal["plain", "parameter-matched"]
 """The linear networks that every board has: of the same shape, and with as many parameters."""
 
-Group = Literal["full runs", "reduced runs", "best on test", "not verified"]
+Group = Literal["full runs", "reduced runs", "quick runs", "best on test", "not verified"]
 """What is ranked together: never one with the other."""
 
-GROUPS: tuple[Group, ...] = ("full runs", "reduced runs", "best on test", "not verified")
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,21 @@ def cell_of(entry: Entry) -> Cell:
     of_grid = {axis: (value,) for axis, value in run.axes.items() if axis in table.grid_axes}
     choices = {axis: (value,) for axis, value in run.axes.items() if axis not in table.grid_axes}
     # a reduced run is known by its keys: each kind of them has its own recipe
-    kinds = [name for name in REDUCTIONS if table.reduction(name)] if entry.reduced else [None]
-    found = [cell for kind in kinds for cell in table.cells(of_grid, choices, reduced=kind)]
-    if len(found) != len(kinds) or not found:
-        raise UserError(f"the run's axes name {len(found)} cells of table {table.id}, and not one")
+    kinds: list[Reduction | None] = [None]
+    if entry.reduced:
+        kinds = [name for name in REDUCTIONS if table.reduction(name)]
+    if not kinds:
+        raise UserError(f"table {table.id} has no reduced runs, and the entry says that it is one")
+    found = []
+    for kind in kinds:
+        cells = list(table.cells(of_grid, choices, reduced=kind))
+        if len(cells) > 1:
+            raise UserError(
+                f"the run's axes name {len(cells)} cells of table {table.id}, and not one"
+            )
+        found += cells
+    if not found:
+        raise UserError(f"the run's axes name no cell of table {table.id}")
     first = run.seeds[0]
     cell = next((cell for cell in found if cell.trial_key(first.seed) == first.key), found[0])
     for one in run.seeds:
@@ -232,7 +243,8 @@ def _row(entry: Entry) -> Row:
     elif entry.selection == "best on test":
         group = "best on test"
     elif entry.reduced:
-        group = "reduced runs"
+        is_quick = entry.run is not None and cell_of(entry).reduced == "quick"
+        group = "quick runs" if is_quick else "reduced runs"
     interval = found.interval95 if found else None
     if found is not None and found.n == 1 and entry.measured and entry.measured.images:
         interval = wilson(found.mean, entry.measured.images)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from qbench.errors import UserError, first_problem
 from qbench.report.numbers import Report, build_report, to_json
-from qbench.table import Cell, Reduction, Table, table_names
+from qbench.table import Cell, Reduction, Table, option_of, table_names
 from qbench.trial import Result, RunFolder, in_order, write_whole
 
 
@@ -41,11 +41,12 @@ def report_of(
     """
     cells, results = collect(folder, reduced=reduced)
     if not results:
-        kind, option = ("reduced results", f" --{reduced}") if reduced else ("results", "")
+        kind = "reduced results" if reduced else "results"
+        command = " ".join(["qbench run", folder.table.id, *option_of(reduced)])
         other = "" if reduced else " (a reduced run is reported with --quick or --budget)"
         raise UserError(
             f"no {kind} of table {folder.table.id!r} in {str(folder.out)!r}{other}: "
-            f"make them with qbench run {folder.table.id}{option} --out {folder.out}"
+            f"make them with {command} --out {folder.out}"
         )
     return build_report(folder.table, cells, results), results
 
@@ -87,17 +88,22 @@ def read_reports(results: Path) -> list[Report]:
 
     Raises ``UserError`` for a file that is no report, or another version's.
     """
+    kinds: tuple[Reduction | None, ...] = (None, "budget")
     found = []
     for table in table_names():
-        paths = (results / table / f"report{suffix_of(kind)}.json" for kind in (None, "budget"))
-        if (path := next((path for path in paths if path.is_file()), None)) is not None:
+        for kind in kinds:
+            path = results / table / f"report{suffix_of(kind)}.json"
+            if not path.is_file():
+                continue
             try:
                 found.append(Report.model_validate_json(path.read_bytes()))
             except ValidationError as error:
+                command = " ".join(["qbench report", table, *option_of(kind)])
                 raise UserError(
                     f"{path} is no report of this version of qbench ({first_problem(error)}): make "
-                    f"it again with qbench report {table} --out {results}"
+                    f"it again with {command} --out {results}"
                 ) from error
+            break
     return found
 
 

@@ -13,7 +13,7 @@ from qbench.recipe import Recipe
 from qbench.report.claims import ClaimReport, judge
 from qbench.report.statistics import Comparison, compare_paired, holm, summarize
 from qbench.report.wording import format_value, listed
-from qbench.table import Cell, Reduction, Table, panel_of
+from qbench.table import Cell, RecordedReduction, Reduction, Table, option_of, panel_of
 from qbench.trial import Environment, Result, values_by_seed
 
 Choices = tuple[tuple[str, Scalar], ...]
@@ -89,7 +89,7 @@ class Report(Frozen):
     title: str
     paper: str
     shows: str
-    reduced: Reduction | None
+    reduced: RecordedReduction
     expected: int
     recorded: int
     choices: dict[str, list[Scalar]]
@@ -207,7 +207,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         },
         control=table.control,
         warnings=_warnings(table, present, reduced, len(results), len(results) + missing),
-        notes=_notes(table, present, latest),
+        notes=_notes(table, present, latest, reduced),
         command=_command(table, present, reduced),
         commit=latest.commit,
         hardware=latest.hardware,
@@ -412,7 +412,10 @@ def _in_words(value: Any) -> str:
 
 
 def _notes(
-    table: Table, present: Sequence[tuple[Cell, list[Result]]], latest: Environment
+    table: Table,
+    present: Sequence[tuple[Cell, list[Result]]],
+    latest: Environment,
+    reduced: Reduction | None,
 ) -> list[str]:
     notes = [f"Other than in the paper, on purpose: {sentence}" for sentence in table.departs]
     for name, choice in table.unstated.items():
@@ -420,7 +423,7 @@ def _notes(
         rest = [format_value(value) for value in choice.values if value not in run]
         shown = (
             f"Shown: {', '.join(map(format_value, run))}; for the rest ({', '.join(rest)}): "
-            f"qbench run {table.id} --axis {name}=all"
+            f"{' '.join(['qbench run', table.id, '--axis', f'{name}=all', *option_of(reduced)])}"
             if rest
             else "All its values are shown."
         )
@@ -468,7 +471,7 @@ def _command(
     seeds = max(len(found) for _, found in present)
     if seeds != table.usual_seeds(reduced):
         options.append(f"--seeds {seeds}")
-    return " ".join(["qbench run", table.id, *options, *([f"--{reduced}"] if reduced else [])])
+    return " ".join(["qbench run", table.id, *options, *option_of(reduced)])
 
 
 def _values_run(

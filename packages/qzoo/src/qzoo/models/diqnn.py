@@ -77,7 +77,10 @@ class DIQNN(nn.Module):
                 f"rank={rank} is for low-rank heads, but head='dense': choose head='low_rank'"
             )
         self.head_options = head_options(head, rank, signed, affine)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if len(sides) != 2:
+            raise ValueError(f"img_size={img_size} is not allowed: give height and width, or both")
+        height, width = sides
         for name, value in (("img_size", min(height, width)), ("in_chans", in_chans)):
             if value < 1:
                 raise ValueError(f"{name} has {value}, which is not allowed: give 1 or more")
@@ -86,6 +89,11 @@ class DIQNN(nn.Module):
         self.features = nn.Sequential()
         channels = in_chans
         if convolution is not None:
+            if len(convolution) != 3 or min(convolution) < 1:
+                raise ValueError(
+                    f"convolution={convolution} is not allowed: give channels, kernel and stride, "
+                    "each 1 or more"
+                )
             channels, kernel, stride = convolution
             if kernel > min(height, width):
                 raise ValueError(
