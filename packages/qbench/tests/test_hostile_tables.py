@@ -151,8 +151,8 @@ def test_an_id_is_no_path(id_: str) -> None:
         ("why: not", "where: {modle: [1]}, why: not", "unknown axis 'modle': did you mean 'mode"),
         (
             "why: not",
-            "where: {dataset: [wines]}, why: not",
-            "unknown dataset 'wines': did you mean",
+            "where: {dataset: [iriss]}, why: not",
+            "unknown dataset 'iriss': did you mean",
         ),
         ("  scaling: {", "  model: {", "unstated: 'model' is an axis of the grid already"),
         ("seeds: 2", "seeds: 2\nclaims: [rank1]", "claims.0.value: Input should be a valid dicti"),
