@@ -443,5 +443,6 @@ def test_an_unknown_tag(pretrained):
 def test_only_what_can_be_loaded_counts_as_pretrained():
     from qzoo.index import package_index
 
-    listed = set(timm.list_pretrained("*qresnet*")) | set(timm.list_pretrained("cifar_resnet*"))
+    families = ("*qresnet*", "cifar_resnet*", "diqnn*")
+    listed = {name for family in families for name in timm.list_pretrained(family)}
     assert listed == set(package_index())

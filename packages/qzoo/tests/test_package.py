@@ -10,6 +10,7 @@ from pathlib import Path
 
 import qzoo
 from qzoo.cost import cost, rounded
+from qzoo.index import get_provenance, read_index
 
 PACKAGE = Path(__file__).parents[1]
 README = (PACKAGE / "README.md").read_text(encoding="utf-8")
@@ -83,6 +84,20 @@ def test_readme_has_the_costs_of_its_models():
         counted = cost(name)
         assert int(parameters.replace(" ", "")) == counted.parameters
         assert multiply_adds.replace(" ", "") == re.sub("[ ,]", "", rounded(counted.multiply_adds))
+
+
+def test_readme_lists_the_weights_of_the_package_with_their_accuracy():
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| ([\d×]+), .* \| ([\d.]+) % \| (.*) \|$", README, re.MULTILINE
+    )
+    assert {name for name, *_ in rows} == set(read_index())
+    for name, size, accuracy, run in rows:
+        row = get_provenance(name)
+        assert size == "×".join(map(str, row.preprocessing.input_size))
+        assert accuracy == f"{row.evaluation.top1:.2f}"
+        assert f"qbench run {row.table}" in run
+        assert ("reduced" in run) == row.reduced
+        assert row.seed == 0
 
 
 def test_dependencies_are_what_is_imported():

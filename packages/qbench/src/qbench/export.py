@@ -101,8 +101,8 @@ def export(
     mean, std = normalisation(result.recipe.pixels, train[0])
     preprocessing = Preprocessing(
         input_size=info.shape,
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
+        mean=_decimal(mean),
+        std=_decimal(std),
     )
     facts: dict[str, Any] = {
         "tag": tag or f"{prefix}{info.tag}",
@@ -125,6 +125,15 @@ def export(
         return save_weights(model, to, evaluation=evaluation, **facts)
     except (TypeError, WeightsError) as error:
         raise UserError(f"trial {result.key} cannot be exported: {error}") from error
+
+
+def _decimal(values: Tensor) -> tuple[float, ...]:
+    """The shortest numbers that are these in float32.
+
+    >>> _decimal(Tensor([0.485]))
+    (0.485,)
+    """
+    return tuple(float(str(value)) for value in values.numpy())
 
 
 def _check_accuracy(result: Result, evaluation: Evaluation) -> None:
