@@ -116,6 +116,8 @@ function pointsOf(found, cost) {
     }));
 }
 
+const compact = new Intl.NumberFormat("en", { notation: "compact" });
+
 function draw(found) {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
@@ -123,10 +125,11 @@ function draw(found) {
   charts = [...document.querySelectorAll("#charts canvas")].map((canvas) => {
     const { cost, words } = canvas.dataset;
     const points = pointsOf(found, cost);
+    canvas.closest("figure").hidden = points.length === 0; // such as seconds, which files do not have
     const of = (kind) => points.filter((point) => point.kind === kind);
-    const axis = (title) => ({
+    const axis = (title, callback) => ({
       title: { display: true, text: title, color: colour("--muted") },
-      ticks: { color: colour("--muted"), maxTicksLimit: 6 },
+      ticks: { color: colour("--muted"), maxTicksLimit: 6, maxRotation: 0, ...callback },
       grid: { color: colour("--line") },
     });
     const scatter = { showLine: false, pointRadius: 5, pointHoverRadius: 7 };
@@ -146,7 +149,7 @@ function draw(found) {
         animation: false,
         maintainAspectRatio: false,
         scales: {
-          x: { ...axis(words), type: "logarithmic" },
+          x: { ...axis(words, { callback: (value) => compact.format(value) }), type: "logarithmic" },
           y: axis("accuracy (%)"),
         },
         plugins: {
