@@ -114,10 +114,12 @@ def page(found: list[Report]) -> str:
     for report in found:
         hardware = ", ".join(f"{name} {value}" for name, value in report.hardware.items())
         mark = f"**{report.mark}.** " if report.mark else ""
+        # + is a commit with changes that were not in it
+        commit, plus, _ = (report.commit or "unknown").partition("+")
         parts.append(
             f"## {report.title}\n\n{mark}`{report.command}`: {report.recorded} of "
             f"{report.expected} trials, on {hardware}, commit "
-            f"`{(report.commit or 'unknown')[:10]}`.\n\n{claims(report)}\n"
+            f"`{commit[:10]}{plus}`.\n\n{claims(report)}\n"
         )
     return "\n".join(parts)
 

@@ -347,7 +347,7 @@ def _warnings(
         seeds = max(len(found) for _, found in present)
         less = _reductions([cell for cell, _ in present])
         if seeds < table.seeds:
-            less.append(f"{seeds} seeds instead of {table.seeds}")
+            less.append(f"{seeds} {_singular('seeds', seeds)} instead of {table.seeds}")
         warnings.append(f"REDUCED RUN: {listed(less)}; no number here is the table's.")
     if recorded < expected:
         warnings.append(f"PARTIAL: {recorded} of {expected} trials are recorded.")
