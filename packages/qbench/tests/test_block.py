@@ -8,12 +8,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from qbench.block import Block, plan
+from qbench.block import Block, Setting, plan
 from qbench.errors import UserError
 from qbench.executors import run_blocks
+from qbench.loop import Curve, Training
 from qbench.machine import check_device
 from qbench.table import Cell, load_table
 from qbench.trial import Result, RunFolder
@@ -190,3 +193,27 @@ def test_what_starts_from_a_diverged_network_counts_as_diverged(tmp_path: Path) 
     assert (before.diverged_at > 0, after.diverged_at) == (True, 0)
     assert after.metrics.get("test_accuracy") is None
     assert after.history == {}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_convolutions_in_half_precision_have_channels_last_and_float32_stays_as_it_was(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = load_table("combined")
+    only = {"dataset": ("digits32",), "model": ("linear",)}
+    cells = list(table.cells(only, {"precision": (precision,)}, reduced="quick"))
+    seen = []
+    run = Training.run
+
+    def watched(self: Training, *arguments: Any, **options: Any) -> list[Curve]:
+        (weight,) = (
+            p for name, p in self.model.named_parameters() if "stages.0.0.conv1.weight" in name
+        )
+        seen.append(weight.is_contiguous(memory_format=torch.channels_last))
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(Training, "run", watched)
+    folder = RunFolder(tmp_path, table, create=True)
+    for _ in run_blocks(folder, plan(folder, cells, 1), Setting()):
+        pass
+    assert seen == [precision != "float32"]

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from qbench import __version__
@@ -189,6 +191,57 @@ def test_a_full_report_is_not_made_from_a_reduced_run(out: Path) -> None:
     assert done.returncode == 2
     assert "no results of table 'uci'" in done.stderr
     assert "--quick" in done.stderr
+
+
+ON_A_BUDGET = """
+import sys
+import qbench.cli, qbench.commands_records
+from qbench.table import parse_table
+table = parse_table(sys.argv.pop(1), "uci.yaml")
+qbench.cli.load_table = qbench.commands_records.load_table = lambda name: table
+qbench.cli.main()
+"""
+
+
+@pytest.mark.filterwarnings("default")  # MLflow and what it imports warn as they like
+def test_a_run_on_a_budget_says_so_everywhere_and_stands_beside_the_quick_one(
+    tmp_path: Path,
+) -> None:
+    uci = (resources.files("qbench") / "tables" / "uci.yaml").read_text(encoding="utf-8")
+    less = "budget: {seeds: 1, recipe: {epochs: 3}, where: {dataset: [iris]}}\n"
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", ON_A_BUDGET, uci + less, *arguments, "--out", "runs"],
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "140", "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    only = ("--only", "model=linear,rank1")
+    assert "12 trials run" in run("run", "uci", "--quick", *only, "--only", "dataset=iris,wine")
+    shown = run("run", "uci", "--budget", *only)
+    assert "2 trials run" in shown  # of the one dataset that it is for
+    assert "REDUCED RUN: 3 steps instead of 1000 and 1 seed instead of 10" in shown
+    folder = tmp_path / "runs" / "uci"
+    for name, kind in (("report-quick.json", "quick"), ("report-budget.json", "budget")):
+        report = json.loads((folder / name).read_text(encoding="utf-8"))
+        assert (report["reduced"], report["command"].endswith(f" --{kind}")) == (kind, True)
+    assert not (folder / "report.json").exists()
+    assert (folder / "figures-budget").is_dir()
+    assert "REDUCED RUN" in (folder / "report-budget.html").read_text(encoding="utf-8")
+    status = run("status", "uci")
+    assert "uci --quick" in status
+    assert "uci --budget" in status
+    runs = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db").search_runs(
+        ["1"], "tags.`quadnets.reduced` = 'budget'"
+    )
+    assert len(runs) == 2
+    assert {run.info.run_name.split()[-1] for run in runs} == {"budget"}
 
 
 def test_a_report_that_cannot_be_written_is_one_sentence(out: Path, tmp_path: Path) -> None:
