@@ -28,7 +28,7 @@ def run(out: Path, dataset: str) -> RunFolder:
     """Thirty trials."""
     only = {"dataset": (dataset,), "model": ("linear", "rank1", "rank2")}
     made = RunFolder(out, UCI, create=True)
-    for _ in run_blocks(made, plan(made, UCI.cells(only, reduced=True), SEEDS)):
+    for _ in run_blocks(made, plan(made, UCI.cells(only, reduced="quick"), SEEDS)):
         pass
     return made
 

@@ -19,21 +19,21 @@ ONLY = {"dataset": ("wine",), "model": ("linear", "rank1", "dense")}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     made = RunFolder(tmp_path_factory.mktemp("runs"), UCI, create=True)
-    cells = UCI.cells(ONLY, {"scaling": ("maxabs", "raw")}, reduced=True)
+    cells = UCI.cells(ONLY, {"scaling": ("maxabs", "raw")}, reduced="quick")
     for _ in run_blocks(made, plan(made, cells, 2)):
         pass
     return made
 
 
 def printed(folder: RunFolder, width: int) -> str:
-    report, _ = report_of(folder, reduced=True)
+    report, _ = report_of(folder, reduced="quick")
     console = Console(width=width, file=io.StringIO(), no_color=True)
     print_report(report, console)
     return console.file.getvalue()
 
 
 def test_claim_and_measurement_stand_side_by_side(folder: RunFolder) -> None:
-    report, _ = report_of(folder, reduced=True)
+    report, _ = report_of(folder, reduced="quick")
     text = printed(folder, 140)
     for cell in report.cells:
         if cell.mean is not None and cell.std is not None:
