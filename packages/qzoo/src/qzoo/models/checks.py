@@ -12,6 +12,22 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
         )
 
 
+def check_classifier(
+    num_classes: int, global_pool: str, pools: Sequence[str], *, pooling: str
+) -> None:
+    """Raise ``ValueError`` for a classifier that cannot be; ``pooling`` is the way out in words."""
+    check_choice("global_pool", global_pool, pools)
+    if num_classes < 0:
+        raise ValueError(
+            f"num_classes={num_classes} is not allowed: give 1 or more, or 0 for no classifier"
+        )
+    if not global_pool and num_classes:
+        raise ValueError(
+            "global_pool='' leaves an image, which a classifier with "
+            f"num_classes={num_classes} cannot take: give num_classes=0 as well, or {pooling}"
+        )
+
+
 def head_options(head: str, rank: int | None, signed: bool, affine: bool) -> dict[str, Any]:
     """The arguments of a head's form.
 

@@ -25,7 +25,7 @@ import qcore
 from qzoo.architectures import CIFAR_QRESNETS, default_tag
 from qzoo.index import package_index
 from qzoo.models.blocks import Residual, ResidualBlock, Shortcut, Stem
-from qzoo.models.checks import check_choice, head_options
+from qzoo.models.checks import check_choice, check_classifier, head_options
 from qzoo.models.heads import DenseHead, LowRankHead
 from qzoo.pretrained import build_model, cfg_of
 
@@ -179,16 +179,7 @@ class CifarQResNet(nn.Module):
         self._move_to_reference()
 
     def _make_head(self, num_classes: int, global_pool: str, **factory: Any) -> None:
-        check_choice("global_pool", global_pool, _POOLS)
-        if num_classes < 0:
-            raise ValueError(
-                f"num_classes={num_classes} is not allowed: give 1 or more, or 0 for no classifier"
-            )
-        if not global_pool and num_classes:
-            raise ValueError(
-                "global_pool='' leaves an image, which a classifier with "
-                f"num_classes={num_classes} cannot take: give num_classes=0 as well, or a pooling"
-            )
+        check_classifier(num_classes, global_pool, _POOLS, pooling="a pooling")
         self.num_classes = num_classes
         self.global_pool, self.fc = create_classifier(
             self.num_features, num_classes, pool_type=global_pool, **factory

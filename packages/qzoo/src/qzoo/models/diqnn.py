@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qzoo.architectures import DIQNNS, Arguments, convolved, default_tag
 from qzoo.index import package_index
-from qzoo.models.checks import check_choice, head_options
+from qzoo.models.checks import check_choice, check_classifier, head_options
 from qzoo.models.heads import DenseHead, LowRankHead
 from qzoo.pretrained import build_model, cfg_of
 
@@ -110,16 +110,7 @@ class DIQNN(nn.Module):
         self._make_head(num_classes, global_pool, **factory)
 
     def _make_head(self, num_classes: int, global_pool: str, **factory: Any) -> None:
-        check_choice("global_pool", global_pool, ("flatten", ""))
-        if num_classes < 0:
-            raise ValueError(
-                f"num_classes={num_classes} is not allowed: give 1 or more, or 0 for no classifier"
-            )
-        if not global_pool and num_classes:
-            raise ValueError(
-                "global_pool='' leaves an image, which a classifier with "
-                f"num_classes={num_classes} cannot take: give num_classes=0 as well, or 'flatten'"
-            )
+        check_classifier(num_classes, global_pool, ("flatten", ""), pooling="'flatten'")
         self.num_classes = num_classes
         self.global_pool = nn.Flatten() if global_pool else nn.Identity()
         form = DenseHead if self.head == "dense" else LowRankHead
