@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from qbench.errors import UserError
 from qbench.report.numbers import Report, build_report, to_json
 from qbench.table import Cell, Reduction, Table, load_table, parse_table
 from qbench.trial import Environment, Result
@@ -292,6 +293,105 @@ def test_the_json_has_the_fields_that_others_rely_on() -> None:
     assert found["cells"][1]["axes"] == {"dataset": "iris", "model": "rank1", "scaling": "maxabs"}
     assert found["cells"][1]["claim"] == {"value": 90.0, "spread": 0.5, "source": "S"}
     assert {"text", "source", "choices", "verdict"} <= set(found["claims"][0])
+
+
+AT_BEST = """
+id: toy
+version: 1
+title: A toy
+paper: arXiv 0000.00000
+shows: Table 1
+main_metric: test_accuracy
+grid:
+  dataset: [iris, wine]
+  lr: [0.01, 0.1]
+  model: {linear: {kind: linear}, rank1: {kind: low_rank, rank: 1}}
+recipe: {epochs: 10}
+seeds: 3
+claims:
+  - order: [linear, rank1]
+    by: test_accuracy
+    at_best: {axis: lr, chosen_by: validation_accuracy}
+    per: panel
+    source: S
+"""
+
+
+def at_best(
+    places: dict[tuple[str, float, str], Sequence[tuple[float, float] | None]], text: str = AT_BEST
+) -> Report:
+    """The report of trials with this test and validation accuracy, by dataset, lr and model."""
+    made = parse_table(text, "toy.yaml")
+    cells = list(made.cells())
+    found = []
+    for cell in cells:
+        place = (cell.dataset, float(cell.axes["lr"]), str(cell.axes["model"]))
+        for seed, pair in enumerate(places.get(place, ())):
+            metrics = dict(zip(("test_accuracy", "validation_accuracy"), pair or (), strict=False))
+            found.append(result(cell, seed, pair[0] if pair else None, metrics=metrics))
+    return build_report(made, cells, found)
+
+
+def test_each_model_is_taken_where_validation_is_best_for_it_and_never_the_test() -> None:
+    report = at_best(
+        {
+            # better on test at 0.1, and chosen at 0.01
+            ("iris", 0.01, "linear"): [(80.0, 85.0), (81.0, 86.0), (80.5, 85.0)],
+            ("iris", 0.1, "linear"): [(95.0, 70.0), (95.0, 71.0), (95.0, 70.0)],
+            ("iris", 0.01, "rank1"): [(70.0, 60.0), (70.0, 60.0), (70.0, 60.0)],
+            ("iris", 0.1, "rank1"): [(90.0, 88.0), (91.5, 88.0), (90.5, 88.0)],
+            ("wine", 0.1, "linear"): [(80.0, 80.0)],
+        }
+    )
+    iris, wine = report.claims
+    assert (iris.panel, iris.verdict) == ("iris", "holds")
+    assert iris.text == "linear < rank1 in test accuracy, each at its best lr on iris"
+    assert iris.why == "80.50 < 90.67 (lr: linear at 0.01, rank1 at 0.1), p < 0.001"
+    assert (wine.panel, wine.verdict) == ("wine", "not tested")
+    assert wine.why == "no results for rank1 (lr: linear at 0.1)"
+    assert "validation_accuracy" in report.measured
+
+
+def test_a_value_at_which_trials_diverged_is_not_chosen() -> None:
+    report = at_best(
+        {
+            ("iris", 0.01, "linear"): [(80.0, 80.0), (81.0, 80.0), (80.5, 80.0)],
+            ("iris", 0.1, "linear"): [(99.0, 99.0), (99.0, 99.0), None],
+            ("iris", 0.01, "rank1"): [(90.0, 90.0), (91.5, 90.0), (90.5, 90.0)],
+            ("iris", 0.1, "rank1"): [None, None, None],
+        }
+    )
+    assert report.claims[0].why.startswith("80.50 < 90.67 (lr: linear at 0.01, rank1 at 0.01)")
+
+
+def test_a_model_that_diverges_at_every_value_refutes_what_is_claimed_of_it() -> None:
+    report = at_best(
+        {
+            ("iris", 0.01, "linear"): [(80.0, 80.0), (81.0, 80.0), (80.5, 80.0)],
+            ("iris", 0.01, "rank1"): [(90.0, 90.0), (91.5, 90.0), None],
+            ("iris", 0.1, "rank1"): [None, None, None],
+        }
+    )
+    claim = report.claims[0]
+    assert claim.verdict == "does not hold"
+    assert claim.why.startswith("rank1 diverged in 1 of 3 (lr: linear at 0.01, rank1 at 0.01)")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("axis: lr", "axis: l", "at_best: unknown axis 'l': did you mean 'lr'? Allowed: lr"),
+        ("axis: lr", "axis: model", "at_best: unknown axis 'model'"),
+        ("per: panel", "per: pooled", "at_best: a value is chosen in each panel, so that none"),
+        ("chosen_by: validation_accuracy", "chosen_by: validation", "unknown metric 'validation'"),
+    ],
+)
+def test_what_is_best_needs_an_axis_and_a_metric_that_are_there(
+    old: str, new: str, said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_table(AT_BEST.replace(old, new), "toy.yaml")
+    assert said in str(caught.value)
 
 
 DIMENSION = "  - {order: [linear, rank1], by: dimension, per: panel, source: S}\n"

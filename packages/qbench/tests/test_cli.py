@@ -69,7 +69,7 @@ def test_list_as_json_has_the_axes() -> None:
     tables = {table["table"]: table for table in json.loads(qbench("list", "--json").stdout)}
     assert list(tables) == table_names()
     uci = tables["uci"]
-    assert uci["trials"] == 440
+    assert uci["trials"] == 640
     assert uci["axes"]["scaling"] == ["maxabs", "raw", "minmax", "standard"]
 
 

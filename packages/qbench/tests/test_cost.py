@@ -45,6 +45,15 @@ def test_no_cost_is_stored_for_a_table_that_is_not_there() -> None:
         (ModelSpec(kind="mlp", hidden=(50, 20), bias=False), "mnist"),
         (ModelSpec(kind="linear", convolution={"channels": 4, "kernel": 5, "stride": 3}), "fmnist"),
         (ModelSpec(kind="mlp", hidden=(8, 8), neuron="quadratic"), "digits"),
+        (
+            ModelSpec(
+                kind="mlp",
+                hidden=(1,),
+                as_large_as={"kind": "low_rank", "rank": 4},
+                convolution={"channels": 4, "kernel": 5, "stride": 3},
+            ),
+            "fmnist",
+        ),
         (ModelSpec(kind="zoo", name="cifar_resnet{depth}", depth=20), "cifar10"),
         (ModelSpec(kind="zoo", name="qresnet20", options={"depths": [1, 1, 1]}), "digits32"),
         (ModelSpec(kind="zoo", name="cifar_resnet20", quadratize="compact"), "digits32"),

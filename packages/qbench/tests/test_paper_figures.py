@@ -105,6 +105,18 @@ grid:
     "1": {kind: zoo, name: qresnet20, recipe: {strategy: {value: 1.0}}}
 figures: [along_factor]
 """
+RATES = """
+main_metric: test_accuracy
+also: [validation_accuracy]
+grid:
+  dataset: [mnist, fmnist]
+  lr: [0.01, 0.1]
+  model:
+    linear: {kind: linear}
+    rank1: {kind: low_rank, rank: 1}
+    relu: {kind: mlp, hidden: [1], as_large_as: {kind: low_rank, rank: 1}}
+figures: [at_best]
+"""
 PHASES = """
 main_metric: learned
 grid:
@@ -321,6 +333,7 @@ def test_nothing_to_draw_is_no_figure() -> None:
     results = [trial(made, {}, seed, {"train_loss": (1.0, 0.5)}) for seed in range(2)]
     for name in set(FIGURES) - {"along_factor", "rank_curve"}:
         assert draw(name, evidence(made, results)) is None, name
+    assert draw("at_best", evidence(made, results)) is None
     plain = table(FORMS)
     assert draw("rank_curve", evidence(plain, ends(plain, "linear", [90.0]))) is None
 
@@ -364,6 +377,17 @@ def test_the_rank_curve_has_means_and_standard_deviations() -> None:
         "deviation over the seeds. mnist: low-rank form 94.0 at rank 1, 97.0 at rank 2; affine "
         "form 98.0 at rank 2; linear 90.0."
     )
+
+
+def test_what_is_as_large_as_a_rank_stands_at_it() -> None:
+    control = "    relu: {kind: mlp, hidden: [1], as_large_as: {kind: low_rank, rank: 2}}\n"
+    made = table(FORMS.replace("figures: [rank_curve]", control + "figures: [rank_curve]"))
+    results = [*ends(made, "rank1", [92.0]), *ends(made, "relu", [80.0])]
+    figure = must(draw("rank_curve", evidence(made, results)))
+    assert error_bars(panel(figure, "mnist"), "linear network") == {2.05: (80.0, 80.0, 80.0)}
+    assert "linear network, as many parameters" in texts(figure)
+    # alone it is no curve against the rank
+    assert draw("rank_curve", evidence(made, ends(made, "relu", [80.0]))) is None
 
 
 def test_the_rank_curve_marks_what_diverged() -> None:
@@ -751,6 +775,57 @@ def test_along_a_factor_without_validation_nothing_is_chosen() -> None:
     assert "cifar10, factor beta: – at 0.1 (1 of 1 diverged)." in figure.get_label()
 
 
+# --- each model at its best ------------------------------------------------------------------
+
+
+def rated(
+    made: Table, place: Mapping[str, Any], pairs: Sequence[tuple[float, float] | None], size: int
+) -> list[Result]:
+    """Trials of a model of this size with this test and validation accuracy."""
+    return [
+        trial(
+            made,
+            {"dataset": "mnist", **place},
+            seed,
+            {"test_accuracy": (pair[0],), "validation_accuracy": (pair[1],)} if pair else {},
+            diverged_at=None if pair else 3,
+        ).model_copy(update={"parameters": size})
+        for seed, pair in enumerate(pairs)
+    ]
+
+
+def test_at_best_shows_what_validation_chose_against_parameters() -> None:
+    made = table(RATES)
+    results = [
+        *rated(made, {"lr": 0.01, "model": "linear"}, [(88.0, 90.0), (90.0, 90.0)], 7840),
+        *rated(made, {"lr": 0.1, "model": "linear"}, [(95.0, 70.0), (95.0, 70.0)], 7840),
+        *rated(made, {"lr": 0.01, "model": "rank1"}, [(92.0, 91.0), (92.0, 91.0)], 7850),
+        *rated(made, {"lr": 0.1, "model": "rank1"}, [(99.0, 99.0), None], 7850),
+    ]
+    figure = must(draw("at_best", evidence(made, results)))
+    upper, lower = figure.axes
+    assert [tick.get_text() for tick in upper.get_xticklabels()] == ["0.01", "0.1"]
+    assert list(line(upper, "linear").get_ydata()) == [89.0, 95.0]
+    # a value that lost a trial is neither drawn nor chosen
+    assert list(line(upper, "rank1").get_ydata()) == [92.0]
+    assert "✕ 1 of 4" in texts(upper)
+    bars = error_bars(lower, "linear")
+    # Student's t for two seeds, 12.706, times the standard error, 1
+    assert bars[7840] == pytest.approx((89.0, 89 - 12.7062, 89 + 12.7062), abs=1e-3)
+    assert (
+        "mnist: linear 89.0 with 7840 parameters (lr 0.01); rank1 92.0 with 7850 parameters "
+        "(lr 0.01)." in figure.get_label()
+    )
+
+
+def test_at_best_without_validation_chooses_nothing() -> None:
+    made = table(RATES)
+    place = {"dataset": "mnist", "lr": 0.01, "model": "rank1"}
+    figure = must(draw("at_best", evidence(made, [trial(made, place, 0, {"test_accuracy": (9,)})])))
+    assert figure.axes[1].containers == []
+    assert "mnist: nothing was chosen." in figure.get_label()
+
+
 # --- the phase diagram -----------------------------------------------------------------------
 
 
@@ -864,6 +939,11 @@ def made_factors() -> Evidence:
     return evidence(made, chosen(made, "alpha", "0.1", [(84.0, 85.0)]))
 
 
+def made_rates() -> Evidence:
+    made = table(RATES)
+    return evidence(made, rated(made, {"lr": 0.1, "model": "relu"}, [(84.0, 85.0)], 7850))
+
+
 def made_phases() -> Evidence:
     made = table(PHASES)
     place = {"model": "linear", "depth": 2, "lr": 0.1}
@@ -883,6 +963,7 @@ MADE: dict[str, Callable[[], Evidence]] = {
     "equality": made_sides,
     "along_factor": made_factors,
     "phase_diagram": made_phases,
+    "at_best": made_rates,
     "counts": made_counts,
 }
 

@@ -104,6 +104,44 @@ def test_the_difference_to_the_control_is_paired_over_seeds() -> None:
     assert difference.interval95 == pytest.approx(interval)
 
 
+def test_the_matched_control_is_the_one_of_a_row_s_own_size() -> None:
+    sizes = {"rank1": 39, "rank4": 156, "relu-as-rank1": 52, "relu-as-rank4": 172, "linear": 39}
+    entries = []
+    for model, parameters in sizes.items():
+        entry = entry_of(model, [80.0 + parameters / 10, 81.0 + parameters / 10])
+        entries.append(measured(entry, parameters=parameters))
+    rows = {row.entry.title: row for row in standings(entries)}
+    # 52 parameters are a third more than 39, and the fewest with which it has as many
+    of_first, of_fourth = (
+        rows[name].difference_to("parameter-matched") for name in ("rank1", "rank4")
+    )
+    assert of_first is not None
+    assert (of_first.to, of_first.mean) == ("wine-relu-as-rank1", pytest.approx(-1.3))
+    assert of_fourth is not None
+    assert (of_fourth.to, of_fourth.mean) == ("wine-relu-as-rank4", pytest.approx(-1.6))
+    assert missing_controls(list(rows.values())) == []
+
+
+def test_a_matched_control_of_another_size_is_compared_with_nothing() -> None:
+    entries = [
+        measured(entry_of("rank4", [90.0, 91.0]), parameters=156),
+        measured(entry_of("rank4-affine", [90.0, 91.0]), parameters=168),
+        measured(entry_of("rank3-affine", [90.0, 91.0]), parameters=126),
+        measured(entry_of("relu-as-rank4", [89.0, 90.0]), parameters=172),
+    ]
+    found = {
+        row.entry.title: row.difference_to("parameter-matched") is not None
+        for row in standings(entries)
+    }
+    # 172 are 2 % more than 168, and 37 % more than 126
+    assert found == {
+        "rank4": True,
+        "rank4-affine": True,
+        "rank3-affine": False,
+        "relu-as-rank4": False,
+    }
+
+
 def test_seeds_that_were_run_otherwise_do_not_pair() -> None:
     control = entry_of("linear", [90.0, 80.0])
     assert control.run is not None

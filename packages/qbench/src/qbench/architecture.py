@@ -34,7 +34,17 @@ FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
         "linear": frozenset({"convolution"}),
         "dense": frozenset({"affine", "convolution"}),
         "low_rank": frozenset({"rank", "signed", "affine", "convolution"}),
-        "mlp": frozenset({"hidden", "neuron", "neuron_rank", "bias", "activation", "as_large_as"}),
+        "mlp": frozenset(
+            {
+                "hidden",
+                "neuron",
+                "neuron_rank",
+                "bias",
+                "activation",
+                "as_large_as",
+                "convolution",
+            }
+        ),
         "zoo": frozenset({"name", "depth", "options", "quadratize", "after"}),
     }
 )
@@ -51,10 +61,11 @@ class ModelSpec(Frozen):
     """A model of a table: a classifier on flattened inputs, or a network.
 
     Kinds: ``linear``, without bias; ``dense``, one quadratic form per class; ``low_rank``, each of
-    rank ``rank``; these three may stand behind a ``convolution``. ``mlp``: layers of ``hidden``
-    neurons, linear unless ``neuron`` says which, each followed by an ``activation``, of which
-    ``square`` is z², and a linear output; wider by one factor where it is to be ``as_large_as``, in
-    parameters, one of another neuron. ``zoo``: a model of timm's or the zoo's by ``name``, in which
+    rank ``rank``. ``mlp``: layers of ``hidden`` neurons, linear unless ``neuron`` says which, each
+    followed by an ``activation``, of which ``square`` is z², and a linear output; wider by one
+    factor where it is to be ``as_large_as``, in parameters, one of another neuron, or a ``dense``
+    or ``low_rank`` classifier on the same inputs. These four may stand behind a ``convolution``.
+    ``zoo``: a model of timm's or the zoo's by ``name``, in which
     ``{depth}`` stands for ``depth``, made with ``options``; ``quadratize`` names the neuron that
     its convolutions become.
 
@@ -78,7 +89,7 @@ class ModelSpec(Frozen):
     neuron_rank: Count | None = None
     bias: bool = True
     activation: Literal["relu", "square", "identity"] = "relu"
-    as_large_as: str | None = None
+    as_large_as: "str | ModelSpec | None" = None
     name: str = ""
     depth: Count | None = None
     options: dict[str, Any] = Field(default={})
@@ -102,6 +113,8 @@ class ModelSpec(Frozen):
             raise ValueError("kind zoo needs a name")
         if self.kind == "mlp" and not self.hidden:
             raise ValueError("kind mlp needs hidden, the widths of its hidden layers")
+        if isinstance(self.as_large_as, ModelSpec):
+            self.as_large_as._check_form()
         if not re.fullmatch(r"[\w.{}-]*", self.name):
             raise ValueError(
                 f"name: {shown(self.name)} is no name of a registered network: give one of timm's "
@@ -126,6 +139,17 @@ class ModelSpec(Frozen):
                     "the grid"
                 )
         return self
+
+    def _check_form(self) -> None:
+        """Whether this can be what another model is as large as."""
+        plain = self.model_copy(update={"rank": None, "signed": False, "affine": False})
+        if self.kind not in ("dense", "low_rank") or plain != ModelSpec.model_construct(
+            kind=self.kind
+        ):
+            raise ValueError(
+                "as_large_as: a classifier is kind dense or low_rank with rank, signed and affine "
+                "alone; a convolution before it is that of the model which is as large"
+            )
 
     @property
     def full_name(self) -> str:

@@ -58,18 +58,7 @@ def build_model(
 def _classifier(
     spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: float
 ) -> nn.Module:
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    features = math.prod(shape)
-    if spec.convolution is not None:
-        layer = spec.convolution
-        if len(shape) != 3 or min(shape[1:]) < layer.kernel:
-            raise UserError(
-                f"a convolution of {layer.kernel}×{layer.kernel} does not fit inputs of shape "
-                f"{shape}: choose images, and a kernel no larger than they are"
-            )
-        parts["convolution"] = nn.Conv2d(shape[0], layer.channels, layer.kernel, layer.stride)
-        parts["relu"] = nn.ReLU()
-        features = layer.outputs(shape)
+    parts, features = _convolved(spec, shape)
     if spec.kind == "dense" and features > MOST_DENSE_FEATURES:
         raise UserError(
             f"a dense form on {features} features has {classes * features * (features + 1) // 2} "
@@ -80,6 +69,21 @@ def _classifier(
     if len(shape) == 1:
         return head
     return nn.Sequential(OrderedDict([*parts.items(), ("flatten", nn.Flatten()), ("head", head)]))
+
+
+def _convolved(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[OrderedDict[str, nn.Module], int]:
+    """The layers before the classifier, by name, and the features that it gets."""
+    layer = spec.convolution
+    if layer is None:
+        return OrderedDict(), math.prod(shape)
+    if len(shape) != 3 or min(shape[1:]) < layer.kernel:
+        raise UserError(
+            f"a convolution of {layer.kernel}×{layer.kernel} does not fit inputs of shape "
+            f"{shape}: choose images, and a kernel no larger than they are"
+        )
+    convolution = nn.Conv2d(shape[0], layer.channels, layer.kernel, layer.stride)
+    parts = OrderedDict[str, nn.Module](convolution=convolution, relu=nn.ReLU())
+    return parts, layer.outputs(shape)
 
 
 def _head(spec: ModelSpec, features: int, classes: int, init_scale: float) -> nn.Module:
@@ -102,8 +106,8 @@ def _head(spec: ModelSpec, features: int, classes: int, init_scale: float) -> nn
 
 
 def _mlp(spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: float) -> nn.Module:
-    layers: list[nn.Module] = [nn.Flatten()] if len(shape) > 1 else []
-    inputs = math.prod(shape)
+    convolved, inputs = _convolved(spec, shape)
+    layers = [*convolved.values(), *([nn.Flatten()] if len(shape) > 1 else [])]
     widths = (inputs, *hidden_widths(spec, inputs, classes))
     for before, after in pairwise(widths):
         if spec.activation == "square":
@@ -128,9 +132,15 @@ def hidden_widths(spec: ModelSpec, inputs: int, outputs: int) -> tuple[int, ...]
     def parameters(neuron: str, hidden: tuple[int, ...]) -> int:
         of, linear = qcore.get_neuron(neuron), qcore.get_neuron("linear")
         inside = sum(b * of.cost(a).parameters for a, b in pairwise((inputs, *hidden)))
-        return inside + outputs * linear.cost(hidden[-1]).parameters
+        biases = 0 if spec.bias else sum(hidden) + outputs
+        return inside + outputs * linear.cost(hidden[-1]).parameters - biases
 
-    wanted = parameters(spec.as_large_as, spec.hidden)
+    if isinstance(spec.as_large_as, ModelSpec):
+        with torch.device("meta"):  # counted without drawing it
+            form = _head(spec.as_large_as, inputs, outputs, init_scale=1.0)
+        wanted = sum(parameter.numel() for parameter in form.parameters())
+    else:
+        wanted = parameters(spec.as_large_as, spec.hidden)
     for extra in itertools.count(spec.hidden[0]):
         hidden = tuple(round(width * extra / spec.hidden[0]) for width in spec.hidden)
         if parameters(spec.neuron, hidden) >= wanted:

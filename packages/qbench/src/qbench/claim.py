@@ -32,11 +32,20 @@ class ValueClaim(_Claim):
     spread: float | None = None
 
 
+class AtBest(Frozen):
+    """The value of an axis of the grid that is best for a model by ``chosen_by``, in the mean over
+    seeds: each model is taken at its own."""
+
+    axis: str
+    chosen_by: Metric
+
+
 class OrderClaim(_Claim):
-    """Models from worst to best by a metric."""
+    """Models from worst to best by a metric, each ``at_best`` where that is given."""
 
     order: tuple[str, ...] = Field(min_length=2)
     by: Metric
+    at_best: AtBest | None = None
 
 
 class CloseClaim(_Claim):

@@ -105,19 +105,19 @@ def _counted(spec: ModelSpec, dataset: str) -> int:
             size=info.shape[1],
             **arguments,
         ).multiply_adds
-    if spec.kind == "mlp":
-        neuron, linear = qcore.get_neuron(spec.neuron), qcore.get_neuron("linear")
-        from qbench.build import hidden_widths
-
-        total, width = 0, info.features
-        for hidden in hidden_widths(spec, info.features, info.classes):
-            total += hidden * neuron.cost(width, spec.neuron_rank).multiply_adds
-            width = hidden
-        return total + info.classes * linear.cost(width).multiply_adds
     features, total = info.features, 0
     if (layer := spec.convolution) is not None:
         features = layer.outputs(info.shape)
         total = features * info.shape[0] * layer.kernel**2
+    if spec.kind == "mlp":
+        neuron, linear = qcore.get_neuron(spec.neuron), qcore.get_neuron("linear")
+        from qbench.build import hidden_widths
+
+        width = features
+        for hidden in hidden_widths(spec, features, info.classes):
+            total += hidden * neuron.cost(width, spec.neuron_rank).multiply_adds
+            width = hidden
+        return total + info.classes * linear.cost(width).multiply_adds
     features += spec.affine
     if spec.kind == "linear":
         return total + info.classes * features

@@ -210,6 +210,16 @@ class Table(Frozen):
                 for value in values:
                     self._check_cell({other: value})
         for claim in self.claims:
+            if isinstance(claim, OrderClaim) and claim.at_best is not None:
+                if claim.at_best.axis not in self.grid.other:
+                    raise ValueError(
+                        f"at_best: {unknown('axis', claim.at_best.axis, self.grid.other)}"
+                    )
+                if claim.per == "pooled":
+                    raise ValueError(
+                        "at_best: a value is chosen in each panel, so that none can be pooled: "
+                        "make it per: panel"
+                    )
             if isinstance(claim, ValueClaim):
                 self._check_cell(claim.cell)
                 if "model" not in claim.cell:
@@ -303,14 +313,14 @@ class Table(Frozen):
     @property
     def measured(self) -> tuple[Metric, ...]:
         """The main metric and the others that a report shows, each once."""
-        claimed = [claim.by for claim in self.claims if isinstance(claim, OrderClaim)]
-        inner = [
-            metric
-            for claim in self.claims
-            if isinstance(claim, InteriorClaim)
-            for metric in (claim.by, claim.chosen_by)
+        orders = [claim for claim in self.claims if isinstance(claim, OrderClaim)]
+        inner = [claim for claim in self.claims if isinstance(claim, InteriorClaim)]
+        claimed = [
+            *(claim.by for claim in orders),
+            *(metric for claim in inner for metric in (claim.by, claim.chosen_by)),
+            *(claim.at_best.chosen_by for claim in orders if claim.at_best),
         ]
-        return tuple(dict.fromkeys([self.main_metric, *self.also, *claimed, *inner]))
+        return tuple(dict.fromkeys([self.main_metric, *self.also, *claimed]))
 
     def cells(
         self,

@@ -18,6 +18,10 @@ from qzoo.architectures import ARCHITECTURES, DIQNNS
 Control = Literal["plain", "parameter-matched"]
 """The linear networks that every board has: of the same shape, and with as many parameters."""
 
+_AS_MANY = 0.1
+"""How far a matched control's parameters may be from those of a row, relative to these; one made
+as large as the very model is closer than that, unless the model has but a few dozen."""
+
 Group = Literal["full runs", "reduced runs", "quick runs", "best on test", "not verified"]
 """What is ranked together: never one with the other."""
 
@@ -286,6 +290,8 @@ def _differences(row: Row, rows: Sequence[Row]) -> tuple[Difference, ...]:
         same = (other.table, other.version) == (run.table, run.version)
         if not same or {a: v for a, v in other.axes.items() if a != "model"} != others:
             continue
+        if control.network.control == "parameter-matched" and not _as_large(control, row):
+            continue
         pairs = [
             value - other.accuracies[seed]
             for seed, value in run.accuracies.items()
@@ -298,3 +304,16 @@ def _differences(row: Row, rows: Sequence[Row]) -> tuple[Difference, ...]:
                 Difference(control.entry.id, kind, summary.mean, summary.interval95, summary.n)
             )
     return tuple(sorted(found, key=lambda one: (one.control != "plain", one.to)))
+
+
+def _as_large(control: Row, row: Row) -> bool:
+    """Whether a control has as many parameters as a row: made so, or counted."""
+    wanted = cell_of(control.entry).model.as_large_as
+    if isinstance(wanted, ModelSpec):
+        own = cell_of(row.entry).model
+        form = {"kind", "rank", "signed", "affine"}
+        if own.model_dump(include=form) == wanted.model_dump(include=form):
+            return True
+    if control.parameters is None or row.parameters is None:
+        return False
+    return abs(control.parameters - row.parameters) <= _AS_MANY * row.parameters

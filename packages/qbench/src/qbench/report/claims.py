@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from qbench.claim import (
+    AtBest,
     Claim,
     CloseClaim,
     InteriorClaim,
@@ -99,7 +100,15 @@ def judge(
     reports: list[ClaimReport] = []
     for claim in table.claims:
         for panel, members in _places_of(claim, panels, set(samples), _models(claim, table)):
-            verdict, why, p_value = _judge(claim, table, _pooled(members, samples))
+            if isinstance(claim, OrderClaim) and claim.at_best is not None:
+                places = {name: panels[name][claim.at_best.axis] for name in members}
+                chosen = _at_best(claim.at_best, places, samples)
+                of_model = {model: sample for model, (_, sample) in chosen.items()}
+                verdict, why, p_value = _judge(claim, table, of_model)
+                at = [f"{m} at {format_value(chosen[m][0])}" for m in claim.order if m in chosen]
+                why += f" ({claim.at_best.axis}: {', '.join(at)})" if at else ""
+            else:
+                verdict, why, p_value = _judge(claim, table, _pooled(members, samples))
             if p_value is not None:
                 open_orders.append((len(reports), verdict, p_value))
                 verdict = "not decided"
@@ -313,6 +322,13 @@ def _places_of(
         for panel, values in panels.items()
         if all(format_value(values[axis]) in allowed for axis, allowed in chosen.items())
     ]
+    if isinstance(claim, OrderClaim) and claim.at_best is not None:
+        groups: dict[str, list[str]] = {}
+        for panel in named:
+            fixed = {a: v for a, v in panels[panel].items() if a != claim.at_best.axis}
+            others = [axis for axis in fixed if axis != "dataset"]
+            groups.setdefault(panel_of(fixed, others), []).append(panel)
+        return list(groups.items())[: None if claim.per or chosen else 1]
     if claim.per == "pooled" and len(named) > 1:
         whole = [panel for panel in named if all((panel, model) in run for model in models)]
         words = "all" if len(whole) == len(named) else f"{len(whole)} of {len(named)}"
@@ -329,6 +345,31 @@ def _pooled(
         if panel in panels:
             pooled.setdefault(model, []).extend(sample.results)
     return {model: _Sample(results) for model, results in pooled.items()}
+
+
+def _at_best(
+    best: AtBest,
+    places: Mapping[str, Scalar],
+    samples: Mapping[tuple[str, str], _Sample],
+) -> dict[str, tuple[Scalar, _Sample]]:
+    """Each model's best value of the axis with its results there; ``places`` are the panels with
+    their values of the axis.
+
+    A value with diverged trials is taken only where every value has some: of these the one with the
+    fewest.
+    """
+    direction = 1 if QUANTITIES[best.chosen_by].rising else -1
+    found: dict[str, list[tuple[Scalar, _Sample]]] = {}
+    for (panel, model), sample in samples.items():
+        if panel in places:
+            found.setdefault(model, []).append((places[panel], sample))
+
+    def worth(candidate: tuple[Scalar, _Sample]) -> tuple[int, float]:
+        _, sample = candidate
+        mean = sample.mean(best.chosen_by)
+        return -sample.diverged, -math.inf if math.isnan(mean) else direction * mean
+
+    return {model: max(candidates, key=worth) for model, candidates in found.items()}
 
 
 def _models(claim: Claim, table: Table) -> list[str]:
@@ -359,7 +400,8 @@ def _short(claim: Claim) -> str:
 def _text(claim: Claim) -> str:
     if isinstance(claim, OrderClaim):
         better = " < " if QUANTITIES[claim.by].rising else " > "
-        return f"{better.join(claim.order)} in {metric_name(claim.by)}"
+        best = f", each at its best {claim.at_best.axis}" if claim.at_best else ""
+        return f"{better.join(claim.order)} in {metric_name(claim.by)}{best}"
     if isinstance(claim, CloseClaim):
         first, second = claim.close
         return f"{first} within {claim.within:g} of {second} in {metric_name(claim.by)}"

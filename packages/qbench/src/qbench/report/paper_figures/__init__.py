@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FIGURES = (
     "along_factor",
+    "at_best",
     "counts",
     "eigenvectors",
     "equality",

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from qbench.architecture import ModelSpec
 from qbench.report.drawing import ALARM, GRID, legend_below, new_figure, style
 from qbench.report.evidence import Evidence
 from qbench.report.families import FAMILIES, family_of, short
@@ -20,18 +21,23 @@ _APART = 0.1
 
 
 def rank_curve(evidence: Evidence) -> Figure | None:
-    """The main metric against the rank, one panel per dataset and one line per family of forms;
-    the models without a rank are horizontal lines. Error bars and bands are ± one standard
-    deviation over the seeds (n - 1). A red cross below marks a rank at which trials diverged.
+    """The main metric against the rank, one panel per dataset and one line per family of forms.
+
+    Models that are as large as one of a rank stand at it; those without a rank are horizontal
+    lines. Error bars and bands are ± one standard deviation over the seeds (n - 1). A red cross
+    below marks a rank at which trials diverged.
 
     Source: DIQNN (arXiv 2307.13609), figure 3.
     """
     specs = evidence.report.models
-    ranked = [model for model in evidence.models if specs[model].rank is not None]
-    if not ranked:
+    ranks_of = {
+        model: rank for model in evidence.models if (rank := _rank_of(specs[model])) is not None
+    }
+    ranked = list(ranks_of)
+    if all(specs[model].rank is None for model in ranked):
         return None
     families: dict[str, list[str]] = {}
-    for model in sorted(ranked, key=lambda model: specs[model].rank or 0):
+    for model in sorted(ranked, key=ranks_of.__getitem__):
         families.setdefault(family_of(specs[model]), []).append(model)
     flat = [model for model in evidence.models if model not in ranked]
     metric = evidence.cells[0].metric
@@ -50,10 +56,10 @@ def rank_curve(evidence: Evidence) -> Figure | None:
             _draw_flat(axes, evidence.cell(panel, model), FAMILIES[family_of(specs[model])], place)
         for place, (family, models) in enumerate(families.items()):
             offset = (place - (len(families) - 1) / 2) * _APART
-            found = [(specs[m].rank or 0, evidence.cell(panel, m)) for m in models]
+            found = [(ranks_of[m], evidence.cell(panel, m)) for m in models]
             points = [(rank, cell) for rank, cell in found if cell is not None]
             _draw_family(axes, points, offset, family, _MARKERS[place % len(_MARKERS)])
-        ranks = sorted({specs[model].rank or 0 for model in ranked})
+        ranks = sorted(set(ranks_of.values()))
         axes.set_xticks(ranks)
         axes.set_xlim(ranks[0] - 0.5, ranks[-1] + 0.5)
         note_below(axes, lost_trials({m: evidence.of(panel, m) for m in evidence.models}))
@@ -64,7 +70,7 @@ def rank_curve(evidence: Evidence) -> Figure | None:
             color=FAMILIES[family],
             marker=_MARKERS[place % len(_MARKERS)],
             markersize=4.5,
-            label=family,
+            label=f"{family}, as many parameters" if family.startswith("linear") else family,
         )
         for place, family in enumerate(families)
     ]
@@ -80,13 +86,19 @@ def rank_curve(evidence: Evidence) -> Figure | None:
     ]
     if any(cell.diverged for cell in evidence.cells):
         handles.append(lost_key())
-    legend_below(figure, handles, columns=min(len(handles), 6))
+    legend_below(figure, handles, columns=min(len(handles), 3 * len(panels)))
     figure.set_label(
         f"{metric_with_unit(metric).capitalize()} against the rank on {listed(panels)}"
         f"{evidence.choices}: mean ± one standard deviation over the seeds. "
         + " ".join(_in_words(evidence, panel, families, flat) for panel in panels)
     )
     return figure
+
+
+def _rank_of(spec: ModelSpec) -> int | None:
+    """The rank of a model, or of the one that it is as large as."""
+    like = spec.as_large_as
+    return like.rank if isinstance(like, ModelSpec) else spec.rank
 
 
 def _draw_flat(axes: Axes, cell: CellReport | None, colour: str, place: int) -> None:
@@ -156,7 +168,7 @@ def _in_words(
 
 
 def _said(evidence: Evidence, model: str, cell: CellReport) -> str:
-    return f"{_value(cell)} at rank {evidence.report.models[model].rank}"
+    return f"{_value(cell)} at rank {_rank_of(evidence.report.models[model])}"
 
 
 def _value(cell: CellReport) -> str:
