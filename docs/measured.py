@@ -62,23 +62,6 @@ def summary(found: list[Report]) -> str:
     return "\n".join(lines)
 
 
-def seeds(report: Report, claim: ClaimReport) -> tuple[int, int]:
-    """How many seeds a claim's models were run with, under its choices: the fewest and the most."""
-    pooled = (claim.panel or "").endswith("together")
-    counts = [
-        [
-            cell.n
-            for cell in report.cells
-            if cell.axes["model"] == model
-            and (pooled or cell.panel == claim.panel)
-            and dict(report.choices_of(cell)) == claim.choices
-        ]
-        or [0]
-        for model in claim.models
-    ]
-    return min(map(min, counts)), max(map(max, counts))
-
-
 def claims(report: Report) -> str:
     """A table's claims with what was measured, under each combination of choices that was run."""
     lines = [
@@ -87,7 +70,7 @@ def claims(report: Report) -> str:
     ]
     first = dict(report.combinations[0])
     for claim in report.claims:
-        fewest, most = seeds(report, claim)
+        fewest, most = claim.seeds
         if not fewest and (report.reduced or claim.choices != first):
             continue  # of what only a part of the table was run with
         said = ", ".join(

@@ -347,6 +347,7 @@ def test_each_model_is_taken_where_validation_is_best_for_it_and_never_the_test(
     assert (iris.panel, iris.verdict) == ("iris", "holds")
     assert iris.text == "linear < rank1 in test accuracy, each at its best lr on iris"
     assert iris.why == "80.50 < 90.67 (lr: linear at 0.01, rank1 at 0.1), p < 0.001"
+    assert (iris.seeds, wine.seeds) == ((3, 3), (0, 1))
     assert (wine.panel, wine.verdict) == ("wine", "not tested")
     assert wine.why == "no results for rank1 (lr: linear at 0.1)"
     assert "validation_accuracy" in report.measured

@@ -38,7 +38,8 @@ class ClaimReport(Frozen):
     of these choices), one that lost trials of another model than the praised one to divergence,
     and a printed value of which there are too few seeds; *not tested* lacks results. ``models``
     are the models it speaks of, ``subject``
-    the one it praises, where there is one; ``statement`` is the claim for any panel, ``short``
+    the one it praises, where there is one, ``seeds`` the fewest and the most that one of them was
+    run with; ``statement`` is the claim for any panel, ``short``
     in the fewest words; ``why`` gives the figures.
     """
 
@@ -50,6 +51,7 @@ class ClaimReport(Frozen):
     panel: str | None
     models: list[str]
     choices: dict[str, Scalar]
+    seeds: tuple[int, int]
     verdict: Verdict
     why: str
 
@@ -79,6 +81,11 @@ class _Sample:
         return sum(values) / len(values) if values else math.nan
 
     @property
+    def seeds(self) -> int:
+        """How many seeds were run."""
+        return len({result.seed for result in self.results})
+
+    @property
     def diverged(self) -> int:
         """How many trials diverged."""
         return sum(result.status == "diverged" for result in self.results)
@@ -103,12 +110,13 @@ def judge(
             if isinstance(claim, OrderClaim) and claim.at_best is not None:
                 places = {name: panels[name][claim.at_best.axis] for name in members}
                 chosen = _at_best(claim.at_best, places, samples)
-                of_model = {model: sample for model, (_, sample) in chosen.items()}
-                verdict, why, p_value = _judge(claim, table, of_model)
+                found = {model: sample for model, (_, sample) in chosen.items()}
                 at = [f"{m} at {format_value(chosen[m][0])}" for m in claim.order if m in chosen]
-                why += f" ({claim.at_best.axis}: {', '.join(at)})" if at else ""
+                where = f" ({claim.at_best.axis}: {', '.join(at)})" if at else ""
             else:
-                verdict, why, p_value = _judge(claim, table, _pooled(members, samples))
+                found, where = _pooled(members, samples), ""
+            verdict, why, p_value = _judge(claim, table, found)
+            seeds = [found[m].seeds if m in found else 0 for m in _models(claim, table)]
             if p_value is not None:
                 open_orders.append((len(reports), verdict, p_value))
                 verdict = "not decided"
@@ -122,8 +130,9 @@ def judge(
                     panel=panel,
                     models=_models(claim, table),
                     choices=dict(choices),
+                    seeds=(min(seeds), max(seeds)),
                     verdict=verdict,
-                    why=why,
+                    why=f"{why}{where}",
                 )
             )
     # what the means say of an order is decided by its test, corrected over all such claims
