@@ -50,16 +50,17 @@ def rounded(count: int) -> str:
 
 
 def _of_diqnn(row: Arguments, num_classes: int, in_chans: int, size: int) -> qcore.Cost:
-    features, before = in_chans * size**2, qcore.Cost(0, 0)
+    channels, height, width, before = in_chans, size, size, qcore.Cost(0, 0)
     if (convolution := row.get("convolution")) is not None:
         channels, kernel, _ = convolution
         height, width = convolved((size, size), convolution)
         of_one = qcore.get_neuron("linear").cost(kernel**2 * in_chans)
         multiply_adds = channels * of_one.multiply_adds * height * width
         before = qcore.Cost(channels * of_one.parameters, multiply_adds)
-        features = channels * height * width
-    head = _of_head(row, features, num_classes)
-    return qcore.Cost(*(sum(both) for both in zip(before, head, strict=True)))
+    head = _of_head(row, channels * height * width, num_classes)
+    return qcore.Cost(
+        before.parameters + head.parameters, before.multiply_adds + head.multiply_adds
+    )
 
 
 def _of_head(row: Arguments, channels: int, num_classes: int) -> qcore.Cost:

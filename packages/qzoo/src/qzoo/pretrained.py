@@ -1,6 +1,6 @@
 """``pretrained=True``: timm loads what was found and checked here, and safetensors alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs, resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from qzoo.architectures import Arguments, default_tag
 from qzoo.errors import WeightsError
 from qzoo.hub import HUB_FILE, check_download, download, hub_id, weights_file
 from qzoo.index import RECORD, RECORD_TYPE, get_provenance, package_index, read_records
@@ -28,6 +29,24 @@ def cfg_of(row: Provenance) -> dict[str, Any]:
         "license": row.licence,
         "hf_hub_id": hub_id(row),
     }
+
+
+def cfgs_of(
+    models: Mapping[str, Arguments], cfg: Callable[[Arguments], dict[str, Any]]
+) -> dict[str, Any]:
+    """The pretrained cfgs of a family by name and tag, as timm keeps them.
+
+    Every model has its default tag, and those of the index's weights beside it. ``cfg`` says what
+    a network of these arguments is fed.
+    """
+    rows = [row for row in package_index().values() if row.model in models]
+    cfgs = {row.name: {**cfg(models[row.model]), **cfg_of(row)} for row in rows}
+    # marked by * and last: else timm makes the first tag with weights the default, and with it
+    # another input or other classes
+    for name, arguments in models.items():
+        default = f"{name}.{default_tag(name)}"
+        cfgs[f"{default}*"] = cfgs.pop(default, cfg(arguments))
+    return cfgs
 
 
 def build_model(

@@ -22,12 +22,11 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 import qcore
-from qzoo.architectures import CIFAR_QRESNETS, default_tag
-from qzoo.index import package_index
+from qzoo.architectures import CIFAR_QRESNETS
 from qzoo.models.blocks import Residual, ResidualBlock, Shortcut, Stem
 from qzoo.models.checks import check_choice, check_classifier, head_options
 from qzoo.models.heads import DenseHead, LowRankHead
-from qzoo.pretrained import build_model, cfg_of
+from qzoo.pretrained import build_model, cfgs_of
 
 __all__ = ["CifarQResNet"]
 
@@ -366,14 +365,8 @@ def _cfg() -> dict[str, Any]:
 
 
 def _default_cfgs() -> dict[str, Any]:
-    """The default tag of every model, marked as such, and the tags of the index's weights."""
-    rows = {row.name: row for row in package_index().values() if row.model in CIFAR_QRESNETS}
-    cfgs = {name: {**_cfg(), **cfg_of(row)} for name, row in rows.items()}
-    # marked by * and last: else timm makes the first tag with weights the default, and with it
-    # another input or other classes
-    for name in CIFAR_QRESNETS:
-        default = f"{name}.{default_tag(name)}"
-        cfgs[f"{default}*"] = cfgs.pop(default, _cfg())
+    """Every tag of every model, with the size that its own input has before pooling."""
+    cfgs = cfgs_of(CIFAR_QRESNETS, lambda _: _cfg())
     for name, cfg in cfgs.items():
         halvings = len(CIFAR_QRESNETS[name.split(".")[0]]["widths"]) - 1
         cfg["pool_size"] = tuple(-(-side // 2**halvings) for side in cfg["input_size"][1:])

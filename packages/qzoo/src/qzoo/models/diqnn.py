@@ -11,11 +11,10 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from qzoo.architectures import DIQNNS, Arguments, convolved, default_tag
-from qzoo.index import package_index
+from qzoo.architectures import DIQNNS, Arguments, convolved
 from qzoo.models.checks import check_choice, check_classifier, head_options
 from qzoo.models.heads import DenseHead, LowRankHead
-from qzoo.pretrained import build_model, cfg_of
+from qzoo.pretrained import build_model, cfgs_of
 
 __all__ = ["DIQNN"]
 
@@ -191,17 +190,7 @@ def _cfg(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def _default_cfgs() -> dict[str, Any]:
-    """The default tag of every model, marked as such, and the tags of the index's weights."""
-    rows = {row.name: row for row in package_index().values() if row.model in DIQNNS}
-    cfgs = {name: {**_cfg(DIQNNS[row.model]), **cfg_of(row)} for name, row in rows.items()}
-    for name, arguments in DIQNNS.items():
-        default = f"{name}.{default_tag(name)}"
-        cfgs[f"{default}*"] = cfgs.pop(default, _cfg(arguments))
-    return cfgs
-
-
-default_cfgs = generate_default_cfgs(_default_cfgs())
+default_cfgs = generate_default_cfgs(cfgs_of(DIQNNS, _cfg))
 
 
 def _entry(name: str) -> Callable[..., DIQNN]:
