@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "neuron.svg"
 CLAIMS = ROOT / "docs" / "claims.md"
-_OURS = "not claimed by the paper"
 _HEAD = """# All claims
 
 Made by `docs/measured.py` from `results/`; [what we found](findings.md) explains the verdicts.
@@ -39,11 +38,7 @@ def reports() -> list[Report]:
 def of_paper(report: Report) -> list[ClaimReport]:
     """The paper's claims under the default choices, which come first; not our own comparisons."""
     first = dict(report.combinations[0])
-    return [
-        claim
-        for claim in report.claims
-        if claim.choices == first and not claim.source.startswith(_OURS)
-    ]
+    return [claim for claim in report.claims if claim.choices == first and claim.of_paper]
 
 
 def summary(found: list[Report]) -> str:

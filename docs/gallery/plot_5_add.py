@@ -10,6 +10,7 @@ import timm
 import torch
 
 import qcore
+import qzoo  # noqa: F401 - registers the zoo's models
 
 # %%
 # A neuron is data

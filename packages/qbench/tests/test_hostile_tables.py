@@ -122,7 +122,7 @@ def test_levels_are_counted_to_the_last() -> None:
 )
 def test_an_id_is_no_path(id_: str) -> None:
     said = refused(changed("id: toy", f'id: "{id_}"'))
-    assert said == "toy.yaml: id: String should match pattern '^[a-z][a-z0-9-]*$'"
+    assert said.startswith("toy.yaml: id: String should match pattern '^[a-z][a-z0-9-]*$', and is ")
 
 
 @pytest.mark.parametrize(

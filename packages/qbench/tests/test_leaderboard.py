@@ -255,7 +255,9 @@ def test_an_entry_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Pat
     assert time.monotonic() - began < 20
     assert found.verdict == "could not be loaded"
     assert found.measurement is not None
-    assert found.measurement.reason == "it did not end within 1 seconds"
+    assert found.measurement.reason == (
+        "it did not end within 1 seconds; for more of them: qbench leaderboard verify --seconds"
+    )
 
 
 def test_an_entry_that_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
@@ -336,10 +338,36 @@ def test_what_cannot_be_submitted_is_one_sentence_and_writes_nothing(
 def test_an_entry_is_replaced_only_on_purpose(tmp_path: Path) -> None:
     first = submit(DIGITS, tmp_path)
     assert submit(DIGITS, tmp_path) == first
-    with pytest.raises(UserError, match=r"is another entry: choose another --id, or replace it"):
+    with pytest.raises(UserError, match=r"is an entry of the same file, by Quadnets: submit anot"):
         submit(DIGITS, tmp_path, accuracy=12.0)
     assert read_entries(tmp_path) == [first]
     assert submit(DIGITS, tmp_path, accuracy=12.0, replace=True).claim.accuracy == 12.0
+
+
+def test_a_file_and_a_run_stand_on_a_board_once(runs: Path, tmp_path: Path) -> None:
+    first = submit(DIGITS, tmp_path)
+    said = f"these weights are entry {first.id} already, and no board has one twice: submit another"
+    with pytest.raises(UserError, match=re.escape(said)):
+        submit(DIGITS, tmp_path, identifier="mine", authors="B")
+    run: dict[str, Any] = {"key": key_of("rank1"), "out": runs, "authors": "A"}
+    second = submit(None, tmp_path, **run)
+    with pytest.raises(UserError, match=f"^this run is entry {second.id} already"):
+        submit(None, tmp_path, identifier="mine", **run)
+    # an epoch that was chosen on the test set is another claim, and is ranked apart
+    submit(None, tmp_path, identifier="best", selection="best on test", **run)
+    assert {entry.id for entry in read_entries(tmp_path)} == {first.id, second.id, "best"}
+
+
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "./weights", "../weights", "a/b/c"])
+def test_a_folder_that_is_not_there_is_no_repository(source: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^there is no folder '{re.escape(source)}': make one"):
+        submit(source, tmp_path)
+
+
+def test_weights_belong_to_the_board_of_what_they_were_measured_on(tmp_path: Path) -> None:
+    said = "were measured on digits32, which belongs to board uci, not to cifar10"
+    with pytest.raises(UserError, match=said):
+        submit(DIGITS, tmp_path, board="cifar10")
 
 
 def test_a_measured_entry_that_is_submitted_again_stays_measured(
@@ -419,8 +447,10 @@ def test_the_command_line_submits_verifies_and_lists(tmp_path: Path, weights: Pa
     said = qbench("submit", str(weights), "--board", "uci", "--authors", "A. Uthor")
     assert said.returncode == 0, said.stderr
     assert "qresnet20.mine claims 99.17 % on digits32" in said.stdout
-    false = ["--id", "too-good", "--accuracy", "99.9", "--authors", "B"]
-    assert qbench("submit", str(weights), "--board", "uci", *false).returncode == 0
+    (path,) = (tmp_path / "leaderboard").glob("*.json")
+    false = json.loads(path.read_text(encoding="utf-8"))
+    false |= {"id": "too-good", "claim": {**false["claim"], "accuracy": 99.9}}
+    path.with_name("too-good.json").write_text(json.dumps(false), encoding="utf-8")
     said = qbench("verify")
     assert said.returncode == 1, said.stderr
     assert "qresnet20-mine: verified: the file was measured again: 99.17 %" in said.stdout

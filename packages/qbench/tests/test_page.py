@@ -243,7 +243,10 @@ def test_the_same_report_gives_the_same_page(
     [
         (["holds", "holds", "holds"], "holds for every scaling"),
         (["holds", "does not hold", "holds"], "holds only for scaling = maxabs, minmax"),
-        (["holds", "not tested", "holds"], "holds for every scaling tested"),
+        (
+            ["holds", "not tested", "holds"],
+            "holds for scaling = maxabs, minmax, and was tested for no other",
+        ),
         (
             ["not decided", "does not hold", "does not hold"],
             "holds for no scaling; not decided for scaling = maxabs",

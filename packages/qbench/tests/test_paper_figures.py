@@ -26,6 +26,7 @@ from qbench.report.evidence import Evidence
 from qbench.report.figures import figures_of
 from qbench.report.files import report_of, write_report
 from qbench.report.numbers import build_report
+from qbench.report.page import inline_svg
 from qbench.report.paper_figures import FIGURES, draw
 from qbench.report.paper_figures.steps_to_accuracy import levels_of, ratio_of
 from qbench.table import Reduction, Table, load_table, parse_table, table_names
@@ -877,6 +878,8 @@ def test_the_phase_diagram_of_nothing_but_diverged_trials() -> None:
     results = [trial(made, place, seed, {}, diverged_at=0) for seed in range(2)]
     figure = must(draw("phase_diagram", evidence(made, results)))
     assert squares(panel(figure, "linear"))[0, 0] == (mpl.colormaps["cividis"](0.0), "0/2\n✕ 2")
+    # hatched, by a pattern, and no less fit for a page
+    assert "<pattern" in inline_svg("phase_diagram", to_svg(figure)).svg
 
 
 # --- counts ----------------------------------------------------------------------------------
@@ -989,6 +992,7 @@ def test_every_figure_carries_the_mark_and_the_same_bytes(name: str, shown: Evid
         marks = [text for text in texts(one) if "REDUCED" in text or "PARTIAL" in text]
         assert marks == ([mark] if mark else [])
         assert to_svg(one) == to_svg(two)
+        assert "<svg" in inline_svg(name, to_svg(one)).svg
 
 
 def test_a_report_s_folder_holds_the_figures_that_its_table_names(tmp_path: Path) -> None:

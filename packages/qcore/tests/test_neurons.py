@@ -123,6 +123,7 @@ def test_a_neuron_survives(neuron, round_trip):
 )
 def test_an_unknown_name_is_refused_with_a_near_match(name, hint, look_up):
     text = f"unknown neuron {name!r}: {hint}The catalogue has {', '.join(CATALOGUE)}"
+    text += "; one of your own is given as a qcore.Neuron"
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         look_up(name)
 

@@ -7,7 +7,9 @@ Every command calls the library and prints.
 import atexit
 import io
 import json
+import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 # torch, scikit-learn and matplotlib are imported by the commands that need them: `list` answers at
 # once.
+
+_SECONDS_BETWEEN_LINES = 60.0  # of a run that shows no bar
 
 app = typer.Typer(
     help="Rerun the papers on quadratic networks: every claim beside its measurement.",
@@ -206,6 +210,11 @@ def run(
         )
     loaded = load_table(table)
     reduced = _reduction(loaded, quick=quick, budget=budget)
+    if precision and "precision" not in loaded.axes:
+        raise UserError(
+            f"table {table} is trained in {loaded.recipe.precision}, which is no choice of it: "
+            f"leave out --precision {precision}"
+        )
     chosen = [*(axis or []), *([f"precision={precision}"] if precision else [])]
     cells = list(
         loaded.cells(
@@ -405,7 +414,10 @@ def _axis_values(
     for option in options or []:
         name, equals, text = option.partition("=")
         if not equals or not text:
-            raise UserError(f"{option!r} is not of the form AXIS=VALUE, e.g. dataset=wine")
+            every = f" or {name}=all" if choices else ""
+            raise UserError(
+                f"{option!r} is not of the form AXIS=VALUE: write {name or 'AXIS'}=VALUE,…{every}"
+            )
         if choices and name in table.grid_axes:
             raise UserError(
                 f"--axis is for the choices left open; use --only {option} for the grid"
@@ -436,17 +448,21 @@ def _progress(blocks: Sequence["Block"], console: Console) -> Iterator["_OnProgr
         TimeRemainingColumn(),
         console=console,
         speed_estimate_period=120,
-        disable=not blocks,
+        disable=not blocks or not console.is_terminal,
     )
     with bar:
-        yield _OnProgress(bar, blocks)
+        yield _OnProgress(bar, blocks, None if console.is_terminal else console)
 
 
 class _OnProgress:
-    """Turns the fraction of a block that is done into the bar's position."""
+    """Turns the fraction of a block that is done into the bar's position; into a line a minute on
+    ``plain``, which shows no bar, as a file does not."""
 
-    def __init__(self, bar: "Progress", blocks: Iterable["Block"]) -> None:
-        self._bar = bar
+    def __init__(
+        self, bar: "Progress", blocks: Iterable["Block"], plain: Console | None = None
+    ) -> None:
+        self._bar, self._plain = bar, plain
+        self._started = self._said = time.monotonic()
         self._costs = {block: block.cost for block in blocks}
         self._done: dict[Block, float] = {}
         self._task = bar.add_task("", total=sum(self._costs.values()), trials=0)
@@ -456,6 +472,12 @@ class _OnProgress:
         position = sum(self._costs[b] * share for b, share in self._done.items())
         trials = sum(len(b.seeds) for b, share in self._done.items() if share >= 1)
         self._bar.update(self._task, completed=position, description=str(block.cell), trials=trials)
+        now = time.monotonic()
+        if self._plain is not None and now - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = now
+            share = position / (sum(self._costs.values()) or 1)
+            took = format_duration(now - self._started)
+            self._plain.print(f"{share:.0%} after {took}: {trials} trials, at {block.cell}")
 
 
 def _stopped(folder: "RunFolder", arguments: Sequence[str]) -> None:
@@ -473,6 +495,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a ? for letters that a terminal does not have
+    # torch's threads wait for one another spinning: beside other programs, for ten times as long as
+    # they work (benchmarks/waiting.py); read when torch is imported, which is later
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # what a scheduler sends before it kills: ended as by Ctrl-C, what is recorded is said
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = app(standalone_mode=False)
     except UserError as error:

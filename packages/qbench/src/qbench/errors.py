@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pydantic import ValidationError
 
 _MOST_NAMES = 60
+_MOST_BESIDE = 30  # names that are listed beside a near one
 _MOST_CHARACTERS = 80
 
 
@@ -25,8 +26,13 @@ def unknown(kind: str, name: object, allowed: Iterable[object]) -> UserError:
     unknown table 'ucci': did you mean 'uci'? Allowed: uci, xor
     """
     names = [str(item) for item in allowed]
-    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    near = get_close_matches(str(name), names, n=3, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
+    if near and len(names) > _MOST_BESIDE:
+        closest = one_line(", ".join(near))
+        return UserError(
+            f"unknown {kind} {shown(str(name))}: {hint}Nearest of {len(names)}: {closest}"
+        )
     more = f", … ({len(names)} in all)" if len(names) > _MOST_NAMES else ""
     listed = one_line(", ".join(names[:_MOST_NAMES]))
     return UserError(f"unknown {kind} {shown(str(name))}: {hint}Allowed: {listed}{more}")
@@ -56,7 +62,10 @@ def one_line(text: object) -> str:
 
 def first_problem(error: ValidationError) -> str:
     """The first thing that is wrong with a record, on one line: where it stands, and what it is."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    first = error.errors(include_url=False, include_context=False)[0]
     parts = [str(part) if isinstance(part, int) else shown(part)[1:-1] for part in first["loc"]]
     said = one_line(first["msg"].removeprefix("Value error, "))
+    own = first["type"] not in ("value_error", "missing", "extra_forbidden")
+    if own and isinstance(first["input"], str | int | float):  # pydantic does not repeat it
+        said += f", and is {shown(first['input'])}"
     return f"{'.'.join(parts)}: {said}" if parts else said

@@ -308,4 +308,7 @@ def get_neuron(name: str) -> Neuron:
         return CATALOGUE[name]
     near = get_close_matches(name, CATALOGUE, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown neuron {name!r}: {hint}The catalogue has {', '.join(CATALOGUE)}")
+    raise ValueError(
+        f"unknown neuron {name!r}: {hint}The catalogue has {', '.join(CATALOGUE)}; one of your own "
+        "is given as a qcore.Neuron"
+    )

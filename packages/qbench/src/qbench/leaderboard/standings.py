@@ -58,8 +58,9 @@ class Row:
 
     ``accuracy`` is the mean over ``n`` seeds, with ``std`` and ``interval95`` over them; of one
     file, or one seed, the interval is Wilson's over the test set. ``rank`` is one more than the
-    number of entries of the group whose intervals lie wholly above this one's. Rows whose accuracy
-    was not measured here have none of these.
+    number of entries of the group whose intervals lie wholly above this one's, and no less than
+    that of any with a higher accuracy: nothing stands higher for being less certain. Rows whose
+    accuracy was not measured here have none of these.
     """
 
     entry: Entry
@@ -264,16 +265,30 @@ def _row(entry: Entry) -> Row:
 
 
 def _rank(row: Row, rows: Sequence[Row]) -> int | None:
-    """One more than the number of rows of the group that are better beyond both intervals."""
+    """The largest number of rows above a row that is at least as accurate, and one more."""
     if row.accuracy is None or row.group == "not verified":
         return None
+    no_worse = [
+        other
+        for other in rows
+        if other.group == row.group
+        and other.accuracy is not None
+        and other.accuracy >= row.accuracy
+    ]
+    return 1 + max(_above(other, rows) for other in no_worse)
+
+
+def _above(row: Row, rows: Sequence[Row]) -> int:
+    """How many rows of the group are better beyond both intervals."""
+    if row.accuracy is None:
+        return 0
     _, high = row.interval95 or (row.accuracy, row.accuracy)
     better = 0
     for other in rows:
         if other.group == row.group and other.accuracy is not None:
             low, _ = other.interval95 or (other.accuracy, other.accuracy)
             better += low > high
-    return 1 + better
+    return better
 
 
 def _differences(row: Row, rows: Sequence[Row]) -> tuple[Difference, ...]:

@@ -111,17 +111,41 @@ def submit(
 
 def _put(entry: Entry, folder: Path, *, replace: bool) -> Entry:
     path = entry_path(folder, entry.id)
+    if (twin := _twin(entry, folder)) is not None:
+        what = "this run is" if entry.run is not None else "these weights are"
+        raise UserError(f"{what} entry {twin} already, and no board has one twice: submit another")
     if path.exists():
         old = read_entry(path)
         kept = {"submitted": old.submitted, "measurement": old.measurement}
         if entry.model_copy(update=kept) == old:
             return old
         if not replace:
+            same = "the same" if _is_same(entry, old) else "another"
             raise UserError(
-                f"{path} is another entry: choose another --id, or replace it on purpose, --replace"
+                f"{path} is an entry of {same} {'run' if old.run else 'file'}, by "
+                f"{old.claim.authors}: submit another, with an --id of its own, or replace it on "
+                "purpose, --replace"
             )
     write_entry(entry, folder)
     return entry
+
+
+def _twin(entry: Entry, folder: Path) -> str | None:
+    """Another entry in the folder of the same weights, or of the same run, by its name."""
+    for path in sorted(folder.glob("*.json")):
+        other = read_entry(path)
+        if other.id != entry.id and other.selection == entry.selection and _is_same(entry, other):
+            return other.id
+    return None
+
+
+def _is_same(entry: Entry, other: Entry) -> bool:
+    """Whether two entries are of the same file, or share trials."""
+    if entry.run is not None and other.run is not None:
+        return bool({one.key for one in entry.run.seeds} & {one.key for one in other.run.seeds})
+    if entry.provenance is not None and other.provenance is not None:
+        return entry.provenance.sha256 == other.provenance.sha256
+    return False
 
 
 def _validated(fields: dict[str, Any]) -> Entry:
@@ -136,6 +160,8 @@ def _weights(source: str) -> tuple[str, Provenance]:
     try:
         if Path(source).is_dir():
             return f"local-dir:{source}", read_folder(source).record
+        if source.startswith((".", "/", "~")) or source.count("/") > 1:
+            raise UserError(f"there is no folder {source!r}: make one with qzoo.save_weights")
         if "/" in source:
             return f"hf-hub:{source}", _of_hub(source)
         row = get_provenance(source)
@@ -266,10 +292,13 @@ def _dataset(record: Provenance | None, cell: Cell | None, board: str | None) ->
         return cell.dataset
     measured = record.evaluation.dataset if record and record.evaluation else None
     known = [name for name in all_datasets() if DATASETS[name].timm]
-    if board is None:
-        found = [name for name in known if DATASETS[name].timm == measured]
-    else:
-        found = [name for name in known if name in BOARDS[board].datasets]
+    on = [name for name in known if DATASETS[name].timm == measured]
+    if board is not None and on and board_of(on[0]) != board:
+        raise UserError(
+            f"the weights were measured on {on[0]}, which belongs to board {board_of(on[0])}, not "
+            f"to {board}"
+        )
+    found = on if board is None else [name for name in known if name in BOARDS[board].datasets]
     if len(found) != 1:
         raise UserError(
             "the weights do not say which dataset they are for: name the board, --board "

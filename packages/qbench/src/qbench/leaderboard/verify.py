@@ -35,7 +35,10 @@ _AGAIN = 0.5  # points by which a seed that is run again may end elsewhere on an
 _SAMPLES = 2.0  # or so many samples of a small test set
 
 _OFFLINE = MappingProxyType({"HF_HUB_OFFLINE": "1", "NO_PROXY": "*"})
-_KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "SYSTEMROOT")
+_KEPT = (
+    *("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT"),
+    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY"),
+)
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ def _run(task: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
                 task_text = json.dumps({**task, "memory": limits.memory, "seconds": limits.seconds})
                 answer, said = process.communicate(task_text, timeout=limits.seconds)
             except subprocess.TimeoutExpired:
-                return {"error": f"it did not end within {limits.seconds:g} seconds"}
+                ended = f"it did not end within {limits.seconds:g} seconds"
+                return {"error": f"{ended}; for more of them: qbench leaderboard verify --seconds"}
             finally:
                 if process.poll() is None:  # whatever happened, nothing of it goes on
                     os.killpg(process.pid, signal.SIGKILL)

@@ -25,6 +25,9 @@ from qbench.trial import Result
 
 LEVEL = 0.05
 
+NOT_OF_PAPER = "not claimed by the paper"
+"""How the source of a comparison begins that a table makes beside the paper."""
+
 FEWEST_SEEDS = 3
 """Seeds from which an interval says something of a printed value: that of two is 13 times their
 standard error to either side."""
@@ -54,6 +57,11 @@ class ClaimReport(Frozen):
     seeds: tuple[int, int]
     verdict: Verdict
     why: str
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether the paper claims it; the others are comparisons that it does not make."""
+        return not self.source.startswith(NOT_OF_PAPER)
 
 
 class _Sample:

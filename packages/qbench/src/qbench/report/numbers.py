@@ -149,11 +149,12 @@ class Report(Frozen):
         return tuple((name, cell.axes[name]) for name in self.choices)
 
     def claims_of(self, cell: CellReport) -> list[ClaimReport]:
-        """The claims that praise a cell's model in its panel, under its choices."""
+        """The paper's claims that praise a cell's model in its panel, under its choices."""
         return [
             claim
             for claim in self.claims
-            if claim.panel == cell.panel
+            if claim.of_paper
+            and claim.panel == cell.panel
             and claim.subject == cell.axes["model"]
             and tuple(claim.choices.items()) == self.choices_of(cell)
         ]
@@ -175,17 +176,18 @@ class Report(Frozen):
 def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result]) -> Report:
     """The numbers of a table from its recorded results, which must not be empty.
 
-    ``cells`` are all cells of the grid under the choices that were asked for; those without a
-    result count as expected and not recorded.
+    ``cells`` are all cells of the grid under the choices that were asked for. Under the first of
+    these, the defaults where they were run, those without a result count as expected and not
+    recorded; what others lack is a note.
     """
     by_cell: dict[str, list[Result]] = {cell.key: [] for cell in cells}
     for result in results:
         by_cell[result.cell_key].append(result)
     present = [(cell, by_cell[cell.key]) for cell in cells if by_cell[cell.key]]
     reduced = next((result.reduced for result in results if result.reduced), None)
-    seeds = table.usual_seeds(reduced)
-    missing = sum(max(0, seeds - len(found)) for found in by_cell.values())
     groups = _by_choices(table, present)
+    missing = _missing(table, cells, by_cell, table.usual_seeds(reduced))
+    lacking, *others = [missing[choices] for choices in groups]
     latest = max(results, key=lambda result: result.environment.started).environment
     return Report(
         table=table.id,
@@ -194,7 +196,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         paper=table.paper,
         shows=table.shows,
         reduced=reduced,
-        expected=len(results) + missing,
+        expected=len(results) + lacking,
         recorded=len(results),
         choices={name: _values_run(table, name, present) for name in table.unstated},
         open_choices={name: choice.why for name, choice in table.unstated.items()},
@@ -206,8 +208,11 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
             if any(cell.axes["model"] == name for cell, _ in present)
         },
         control=table.control,
-        warnings=_warnings(table, present, reduced, len(results), len(results) + missing),
-        notes=_notes(table, present, latest, reduced),
+        warnings=_warnings(table, present, reduced, len(results), len(results) + lacking),
+        notes=[
+            *_notes(table, present, latest, reduced),
+            *(_incomplete(table, groups, missing) if any(others) else []),
+        ],
         command=_command(table, present, reduced),
         commit=latest.commit,
         hardware=latest.hardware,
@@ -244,6 +249,37 @@ def _by_choices(
             ],
         )
     )
+
+
+def _missing(
+    table: Table, cells: Sequence[Cell], found: Mapping[str, Sequence[Result]], seeds: int
+) -> dict[tuple[Scalar, ...], int]:
+    """How many trials are not recorded under each combination of choices."""
+    missing: dict[tuple[Scalar, ...], int] = {}
+    for cell in cells:
+        choices = tuple(cell.axes[name] for name in table.unstated)
+        lacking = max(0, seeds - len(found[cell.key]))
+        missing[choices] = missing.get(choices, 0) + lacking
+    return missing
+
+
+def _incomplete(
+    table: Table,
+    groups: Mapping[tuple[Scalar, ...], Sequence[tuple[Cell, list[Result]]]],
+    missing: Mapping[tuple[Scalar, ...], int],
+) -> list[str]:
+    """Which combinations of choices after the first were run in part, in a sentence."""
+    said = []
+    for choices, group in list(groups.items())[1:]:
+        if missing[choices]:
+            recorded = sum(len(found) for _, found in group)
+            named = ", ".join(
+                f"{name} = {format_value(value)}"
+                for name, value in zip(table.unstated, choices, strict=True)
+                if value != table.defaults[name]
+            )
+            said.append(f"{recorded} of {recorded + missing[choices]} for {named}")
+    return [f"Recorded in part beside that: {'; '.join(said)}."]
 
 
 def _cell_reports(table: Table, group: Sequence[tuple[Cell, list[Result]]]) -> list[CellReport]:

@@ -29,7 +29,7 @@ from qbench.trial import write_whole
 
 _DRAWN = frozenset(
     {"svg", "title", "metadata", "defs", "style", "g", "path", "use", "text", "tspan", "image"}
-    | {"clipPath", "rect", "rdf:RDF", "cc:Work", "dc:title"}
+    | {"clipPath", "pattern", "rect", "rdf:RDF", "cc:Work", "dc:title"}
 )
 """The elements that matplotlib draws with."""
 
@@ -137,7 +137,8 @@ def _summary(report: Report, by_verdict: Mapping[Verdict, Sequence[Choices]]) ->
     if len(untested) == len(combinations):
         return f"not tested for any {each}", "none"
     if len(holding) + len(untested) == len(combinations):
-        return f"holds for every {each}" + (" tested" if untested else ""), "good"
+        where = f"for {report.label(holding)}, and was tested for no other"
+        return f"holds {where if untested else f'for every {each}'}", "good"
     if holding:
         return f"holds only for {report.label(holding)}", "open"
     if undecided:

@@ -142,7 +142,8 @@ def _claims_grids(report: Report) -> Iterator[Grid]:
     alone = len(report.combinations) == 1
     for statement in dict.fromkeys(claim.statement for claim in report.claims):
         claims = [claim for claim in report.claims if claim.statement == statement]
-        grid = _grid(f"Claim: {statement}  ({claims[0].source})")
+        word = "Claim" if claims[0].of_paper else "Question"
+        grid = _grid(f"{word}: {statement}  ({claims[0].source})")
         grid.add_column("panel")
         for choices in report.combinations:
             grid.add_column(_heading(report, choices) or "verdict")

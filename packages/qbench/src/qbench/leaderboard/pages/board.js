@@ -32,12 +32,21 @@ let order = { key: null, descending: false };
 let everything = false;
 let charts = [];
 
-function matching() {
+function matching(dataset) {
   const wanted = Object.fromEntries(new FormData(form));
+  wanted.dataset = dataset ?? wanted.dataset;
   const words = (wanted.q ?? "").toLowerCase().split(/\s+/).filter(Boolean);
   return rows.filter(({ values }) =>
     ["dataset", "kind", "group"].every((key) => !wanted[key] || values[key] === wanted[key]) &&
     words.every((word) => values.searched.includes(word)));
+}
+
+// a search looks at one dataset at a time: what it would find on the others
+function elsewhere() {
+  const dataset = form.elements.dataset;
+  if (!dataset || !form.elements.q.value.trim()) return "";
+  const others = matching("").length - matching().length;
+  return others ? `, ${others} more on other datasets` : "";
 }
 
 function sorted(found) {
@@ -60,7 +69,7 @@ function show() {
   const shown = document.createDocumentFragment();
   for (const { element } of found.slice(0, count)) shown.append(element);
   body.replaceChildren(shown);
-  document.getElementById("count").textContent = `${found.length} of ${rows.length} entries`;
+  document.getElementById("count").textContent = `${found.length} of ${rows.length} entries${elsewhere()}`;
   document.getElementById("more").hidden = count === found.length;
   for (const cell of headings) {
     if (cell.dataset.sort !== undefined && cell.dataset.sort === order.key) {
