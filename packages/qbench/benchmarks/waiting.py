@@ -3,9 +3,9 @@
     uv run python packages/qbench/benchmarks/waiting.py
 
 OpenMP's threads wait for one another by spinning, which on a busy machine takes the processor from
-the very thread that is waited for. With ``OMP_WAIT_POLICY=passive``, which ``qbench`` sets where
-nobody else has, they sleep. The policy is fixed when a process starts: each figure is the median
-ratio of pairs of processes, one of each policy, one after the other.
+the very thread that is waited for. With ``OMP_WAIT_POLICY=passive`` they sleep, and waking them
+takes time: ``qbench`` leaves the choice to the user. The policy is fixed when a process starts:
+each figure is the median ratio of pairs of processes, one of each policy, one after the other.
 """
 
 import argparse

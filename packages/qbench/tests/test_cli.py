@@ -96,33 +96,6 @@ def test_version_and_the_entry_point() -> None:
     assert done.stdout == f"qbench {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")]
-)
-def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(
-    before: dict[str, str], after: str
-) -> None:
-    code = """
-import os, sys
-from qbench.cli import main
-assert "torch" not in sys.modules  # which reads it once
-sys.argv = ["qbench", "--version"]
-try:
-    main()
-finally:
-    print(os.environ["OMP_WAIT_POLICY"])
-"""
-    left = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**left, **before},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.splitlines()[-1] == after
-
-
 @pytest.mark.parametrize("command", ["list", "run", "report"])
 def test_help_shows_a_real_example(command: str) -> None:
     done = qbench(command, "--help")

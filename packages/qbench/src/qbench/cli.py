@@ -7,7 +7,6 @@ Every command calls the library and prints.
 import atexit
 import io
 import json
-import os
 import shlex
 import signal
 import sys
@@ -495,9 +494,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a ? for letters that a terminal does not have
-    # torch's threads wait for one another spinning: beside other programs, for ten times as long as
-    # they work (benchmarks/waiting.py); read when torch is imported, which is later
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # what a scheduler sends before it kills: ended as by Ctrl-C, what is recorded is said
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
