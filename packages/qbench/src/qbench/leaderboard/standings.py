@@ -2,6 +2,7 @@
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -60,11 +61,12 @@ class Row:
     file, or one seed, the interval is Wilson's over the test set. ``rank`` is one more than the
     number of entries of the group whose intervals lie wholly above this one's, and no less than
     that of any with a higher accuracy: nothing stands higher for being less certain. Rows whose
-    accuracy was not measured here have none of these.
+    accuracy was not measured here have none of these. ``model`` is what its run trained.
     """
 
     entry: Entry
     network: Network
+    model: ModelSpec | None
     group: Group
     accuracy: float | None
     std: float | None
@@ -102,8 +104,13 @@ def standings(entries: Sequence[Entry]) -> list[Row]:
     []
     """
     rows = [_row(entry) for entry in entries]
+    ranks: dict[str, int] = {}
+    for group in GROUPS:
+        if group != "not verified":
+            ranks |= _ranks([row for row in rows if row.group == group])
     rows = [
-        replace(row, rank=_rank(row, rows), differences=_differences(row, rows)) for row in rows
+        replace(row, rank=ranks.get(row.entry.id), differences=_differences(row, rows))
+        for row in rows
     ]
     return sorted(
         rows,
@@ -178,17 +185,6 @@ def cell_of(entry: Entry) -> Cell:
     return cell
 
 
-def network_of(entry: Entry) -> Network:
-    """What an entry is.
-
-    Raises ``UserError`` for a run whose table does not have it any more.
-    """
-    if entry.run is not None:
-        return of_spec(cell_of(entry).model)
-    assert entry.provenance is not None  # noqa: S101 - an entry has one of the two
-    return _of_zoo(entry.provenance.model, {})
-
-
 def of_spec(spec: ModelSpec) -> Network:
     """What a model of a table is.
 
@@ -237,9 +233,14 @@ def formula_of(network: Network) -> str | None:
 
 
 def _row(entry: Entry) -> Row:
-    found = entry.accuracy
+    found, cell = entry.accuracy, None
     try:
-        network = network_of(entry)
+        if entry.run is not None:
+            cell = cell_of(entry)
+            network = of_spec(cell.model)
+        else:
+            assert entry.provenance is not None  # noqa: S101 - an entry has one of the two
+            network = _of_zoo(entry.provenance.model, {})
     except UserError:  # of a table that is not as it was: nothing can be said of it any more
         network, found = Network("?", "?"), None
     group: Group = "full runs"
@@ -248,7 +249,7 @@ def _row(entry: Entry) -> Row:
     elif entry.selection == "best on test":
         group = "best on test"
     elif entry.reduced:
-        is_quick = entry.run is not None and cell_of(entry).reduced == "quick"
+        is_quick = cell is not None and cell.reduced == "quick"
         group = "quick runs" if is_quick else "reduced runs"
     interval = found.interval95 if found else None
     if found is not None and found.n == 1 and entry.measured and entry.measured.images:
@@ -256,6 +257,7 @@ def _row(entry: Entry) -> Row:
     return Row(
         entry=entry,
         network=network,
+        model=cell.model if cell is not None else None,
         group=group,
         accuracy=found.mean if found else None,
         std=found.std if found else None,
@@ -264,70 +266,68 @@ def _row(entry: Entry) -> Row:
     )
 
 
-def _rank(row: Row, rows: Sequence[Row]) -> int | None:
-    """The largest number of rows above a row that is at least as accurate, and one more."""
-    if row.accuracy is None or row.group == "not verified":
-        return None
-    no_worse = [
-        other
-        for other in rows
-        if other.group == row.group
-        and other.accuracy is not None
-        and other.accuracy >= row.accuracy
-    ]
-    return 1 + max(_above(other, rows) for other in no_worse)
-
-
-def _above(row: Row, rows: Sequence[Row]) -> int:
-    """How many rows of the group are better beyond both intervals."""
-    if row.accuracy is None:
-        return 0
-    _, high = row.interval95 or (row.accuracy, row.accuracy)
-    better = 0
-    for other in rows:
-        if other.group == row.group and other.accuracy is not None:
-            low, _ = other.interval95 or (other.accuracy, other.accuracy)
-            better += low > high
-    return better
+def _ranks(rows: Sequence[Row]) -> dict[str, int]:
+    """The rank of each entry of one group: the largest number of rows beyond both intervals above
+    any that is at least as accurate, and one more."""
+    known = [(row.accuracy, row) for row in rows if row.accuracy is not None]
+    bounds = {row.entry.id: row.interval95 or (accuracy, accuracy) for accuracy, row in known}
+    lows = sorted(low for low, _ in bounds.values())
+    ranks: dict[str, int] = {}
+    rank = 1
+    for accuracy in sorted({accuracy for accuracy, _ in known}, reverse=True):
+        equals = [row.entry.id for other, row in known if other == accuracy]
+        rank = max(rank, *(1 + len(lows) - bisect_right(lows, bounds[one][1]) for one in equals))
+        ranks |= dict.fromkeys(equals, rank)
+    return ranks
 
 
 def _differences(row: Row, rows: Sequence[Row]) -> tuple[Difference, ...]:
-    """To each control whose seeds pair: of the same table, under the same choices."""
+    """To the control of each kind whose seeds pair, of the same table and under the same choices:
+    where there are several, that of the nearest size."""
     run = row.entry.run
     if run is None or row.network.linear or row.group == "not verified":
         return ()
-    found = []
     others = {axis: value for axis, value in run.axes.items() if axis != "model"}
+    nearest: dict[Control, Row] = {}
     for control in rows:
-        other = control.entry.run
-        if control.network.control is None or other is None or control.group != row.group:
+        kind, other = control.network.control, control.entry.run
+        if kind is None or other is None or control.group != row.group:
             continue
         same = (other.table, other.version) == (run.table, run.version)
         if not same or {a: v for a, v in other.axes.items() if a != "model"} != others:
             continue
-        if control.network.control == "parameter-matched" and not _as_large(control, row):
+        if kind == "parameter-matched" and not _as_large(control, row):
             continue
+        before = nearest.get(kind)
+        if before is None or _apart(control, row) < _apart(before, row):
+            nearest[kind] = control
+    found = []
+    for kind in get_args(Control):
+        if kind not in nearest:
+            continue
+        base = nearest[kind].entry
+        accuracies = base.run.accuracies if base.run is not None else {}
         pairs = [
-            value - other.accuracies[seed]
-            for seed, value in run.accuracies.items()
-            if seed in other.accuracies
+            value - accuracies[seed] for seed, value in run.accuracies.items() if seed in accuracies
         ]
         summary = summarize(pairs)
         if summary is not None and summary.n > 1:
-            kind = control.network.control
-            found.append(
-                Difference(control.entry.id, kind, summary.mean, summary.interval95, summary.n)
-            )
-    return tuple(sorted(found, key=lambda one: (one.control != "plain", one.to)))
+            found.append(Difference(base.id, kind, summary.mean, summary.interval95, summary.n))
+    return tuple(found)
+
+
+def _apart(control: Row, row: Row) -> tuple[int, str]:
+    """How far a control's parameters are from those of a row; equals are in the order of names."""
+    return abs((control.parameters or 0) - (row.parameters or 0)), control.entry.id
 
 
 def _as_large(control: Row, row: Row) -> bool:
     """Whether a control has as many parameters as a row: made so, or counted."""
-    wanted = cell_of(control.entry).model.as_large_as
-    if isinstance(wanted, ModelSpec):
-        own = cell_of(row.entry).model
-        form = {"kind", "rank", "signed", "affine"}
-        if own.model_dump(include=form) == wanted.model_dump(include=form):
+    wanted = control.model.as_large_as if control.model is not None else None
+    own = row.model
+    if own is not None and isinstance(wanted, ModelSpec):
+        form = (wanted.kind, wanted.rank, wanted.signed, wanted.affine)
+        if (own.kind, own.rank, own.signed, own.affine) == form:
             return True
     if control.parameters is None or row.parameters is None:
         return False
