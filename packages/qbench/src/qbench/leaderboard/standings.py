@@ -5,7 +5,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal, get_args
 
 import qcore
@@ -79,7 +79,7 @@ class Row:
         """The difference to the first control of a kind, where there is one."""
         return next((one for one in self.differences if one.control == control), None)
 
-    @property
+    @cached_property
     def parameters(self) -> int | None:
         """As they were counted."""
         found = self.entry.measured
