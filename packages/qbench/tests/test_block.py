@@ -145,7 +145,7 @@ def test_a_killed_run_leaves_a_folder_from_which_the_next_goes_on(
     os.kill(process.pid, sent)
     _, errors = process.communicate(timeout=60)
     there = {path: path.read_bytes() for path in folder.glob("*/result.json")}
-    assert 6 <= len(there) < 44
+    assert 6 <= len(there) < 64
     if sent == signal.SIGINT:
         assert process.returncode == 130
         assert f"{len(there)} trials are recorded" in errors
@@ -153,7 +153,7 @@ def test_a_killed_run_leaves_a_folder_from_which_the_next_goes_on(
     run_folder = RunFolder(tmp_path, UCI, create=True)
     wanted = list(UCI.cells({"dataset": ("iris", "wine")}))
     remaining = plan(run_folder, wanted, 2)
-    assert sum(len(block.seeds) for block in remaining) == 44 - len(there)
+    assert sum(len(block.seeds) for block in remaining) == 64 - len(there)
     for _, results in run_blocks(run_folder, remaining[:2]):
         assert results
     assert {path: path.read_bytes() for path in there} == there

@@ -120,7 +120,7 @@ def test_all_tables_that_have_begun_are_listed_and_json_says_the_same(tmp_path: 
     run(RunFolder(tmp_path, XOR, create=True), XOR, 1, {})
     shown = qbench("status", "--out", str(tmp_path)).stdout
     rows = [[part.strip() for part in line.split("│")[1:3]] for line in shown.splitlines()[3:5]]
-    assert rows == [["uci --quick", "2 of 132"], ["xor", "1 of 1"]]
+    assert rows == [["uci --quick", "2 of 192"], ["xor", "1 of 1"]]
     found = json.loads(qbench("status", "--out", str(tmp_path), "--json").stdout)
     assert [(one["table"], one["reduced"], one["finished"]) for one in found] == [
         ("uci", "quick", 2),
