@@ -160,14 +160,14 @@ def test_the_tables_run_as_they_are(cluster: Any, tmp_path: Path) -> None:
         on_progress=lambda block, fraction: seen.update({block: fraction}),
     )
     ended = [(block, results) for block, results in runs]
-    assert len(ended) == len(seen) == 11
+    assert len(ended) == len(seen) == 16
     assert set(seen.values()) == {1.0}
     found = [
         [(r.key, r.weights, r.metrics, r.environment.threads) for r in folder.results(cells)]
         for folder in folders
     ]
     assert found[0] == found[1]
-    assert len(found[1]) == sum(len(results) for _, results in ended) == 33
+    assert len(found[1]) == sum(len(results) for _, results in ended) == 48
 
 
 NETWORKS = """
