@@ -295,26 +295,16 @@ def test_the_json_has_the_fields_that_others_rely_on() -> None:
     assert {"text", "source", "choices", "verdict"} <= set(found["claims"][0])
 
 
-AT_BEST = """
-id: toy
-version: 1
-title: A toy
-paper: arXiv 0000.00000
-shows: Table 1
-main_metric: test_accuracy
-grid:
-  dataset: [iris, wine]
-  lr: [0.01, 0.1]
-  model: {linear: {kind: linear}, rank1: {kind: low_rank, rank: 1}}
-recipe: {epochs: 10}
-seeds: 3
-claims:
+AT_BEST = (
+    TABLE.replace("dataset: [iris]", "dataset: [iris, wine]\n  lr: [0.01, 0.1]")
+    + """\
   - order: [linear, rank1]
     by: test_accuracy
     at_best: {axis: lr, chosen_by: validation_accuracy}
     per: panel
     source: S
 """
+)
 
 
 def at_best(

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import groupby
 from typing import Any, Literal, get_args
 
 import qcore
@@ -274,8 +275,8 @@ def _ranks(rows: Sequence[Row]) -> dict[str, int]:
     lows = sorted(low for low, _ in bounds.values())
     ranks: dict[str, int] = {}
     rank = 1
-    for accuracy in sorted({accuracy for accuracy, _ in known}, reverse=True):
-        equals = [row.entry.id for other, row in known if other == accuracy]
+    for _, group in groupby(sorted(known, key=lambda pair: -pair[0]), key=lambda pair: pair[0]):
+        equals = [row.entry.id for _, row in group]
         rank = max(rank, *(1 + len(lows) - bisect_right(lows, bounds[one][1]) for one in equals))
         ranks |= dict.fromkeys(equals, rank)
     return ranks

@@ -187,7 +187,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
     reduced = next((result.reduced for result in results if result.reduced), None)
     groups = _by_choices(table, present)
     missing = _missing(table, cells, by_cell, table.usual_seeds(reduced))
-    lacking, *others = [missing[choices] for choices in groups]
+    lacking = missing[next(iter(groups))]
     latest = max(results, key=lambda result: result.environment.started).environment
     return Report(
         table=table.id,
@@ -211,7 +211,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         warnings=_warnings(table, present, reduced, len(results), len(results) + lacking),
         notes=[
             *_notes(table, present, latest, reduced),
-            *(_incomplete(table, groups, missing) if any(others) else []),
+            *_incomplete(table, groups, missing),
         ],
         command=_command(table, present, reduced),
         commit=latest.commit,
@@ -279,7 +279,7 @@ def _incomplete(
                 if value != table.defaults[name]
             )
             said.append(f"{recorded} of {recorded + missing[choices]} for {named}")
-    return [f"Recorded in part beside that: {'; '.join(said)}."]
+    return [f"Recorded in part beside that: {'; '.join(said)}."] if said else []
 
 
 def _cell_reports(table: Table, group: Sequence[tuple[Cell, list[Result]]]) -> list[CellReport]:

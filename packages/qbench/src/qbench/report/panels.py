@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from qbench.metrics import Metric
-from qbench.report.drawing import ALARM, MUTED, cross
+from qbench.report.drawing import ALARM, INK, MUTED, cross
+from qbench.report.numbers import CellReport
 from qbench.trial import Result
 
 BLUE, ORANGE, GREEN, PINK, SKY, AMBER = COLOURS = (
@@ -62,6 +63,36 @@ def draw_curve(axes: Axes, curve: MeanCurve, *, bands: bool = True, **line: Any)
         axes.fill_between(curve.steps, low, high, color=line["color"], alpha=0.1, linewidth=0)
     if curve.ended:
         cross(axes, curve.steps[-1], float(curve.mean[-1]))
+
+
+def best_by_validation(cells: Iterable[CellReport]) -> CellReport | None:
+    """The cell with the best validation accuracy among those without diverged trials, the first of
+    equals; None where none has one.
+
+    >>> best_by_validation([])
+    """
+    known = []
+    for cell in cells:
+        measured = cell.others.get("validation_accuracy")
+        if cell.mean is None or cell.diverged or measured is None or measured.mean is None:
+            continue
+        known.append((measured.mean, cell))
+    return max(known, key=lambda pair: pair[0])[1] if known else None
+
+
+def draw_ring(axes: Axes, x: float, cell: CellReport) -> None:
+    """The ring around what was chosen."""
+    axes.plot(
+        x,
+        cell.mean or 0.0,
+        marker="o",
+        markersize=11,
+        markerfacecolor="none",
+        color=INK,
+        linestyle="",
+        zorder=4,
+        label="chosen",
+    )
 
 
 def lost_trials(by_model: Mapping[str, Sequence[Result]]) -> str:

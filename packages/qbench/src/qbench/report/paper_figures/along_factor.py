@@ -11,10 +11,8 @@ from qbench.report.drawing import ALARM, GRID, INK, legend_below, new_figure, st
 from qbench.report.evidence import Evidence
 from qbench.report.families import FAMILIES
 from qbench.report.numbers import CellReport
-from qbench.report.panels import BLUE, lost_key
+from qbench.report.panels import BLUE, best_by_validation, draw_ring, lost_key
 from qbench.report.wording import format_number, metric_name, metric_with_unit
-
-_CHOSEN_BY = "validation_accuracy"
 
 
 def along_factor(evidence: Evidence) -> Figure | None:
@@ -52,7 +50,7 @@ def along_factor(evidence: Evidence) -> Figure | None:
         )
         axes.grid(color=GRID, linewidth=0.6)
         cells = [evidence.cell(panel, model) for model in models]
-        chosen = _chosen(cells)
+        chosen = best_by_validation([cell for cell in cells[1:-1] if cell is not None])
         _draw_factor(axes, cells, chosen, evidence.report.control)
         axes.set_xticks(range(len(models)), models, rotation=45 if len(models) > 5 else 0)
         axes.set_xlim(-0.5, len(models) - 0.5)
@@ -128,17 +126,7 @@ def _draw_factor(
             zorder=3,
         )
     if chosen is not None:
-        axes.plot(
-            cells.index(chosen),
-            chosen.mean or 0.0,
-            marker="o",
-            markersize=11,
-            markerfacecolor="none",
-            color=INK,
-            linestyle="",
-            zorder=4,
-            label="chosen",
-        )
+        draw_ring(axes, cells.index(chosen), chosen)
     for place, cell in enumerate(cells):
         if cell is not None and cell.diverged:
             axes.annotate(
@@ -150,17 +138,6 @@ def _draw_factor(
                 fontsize=7.5,
                 color=ALARM,
             )
-
-
-def _chosen(cells: Sequence[CellReport | None]) -> CellReport | None:
-    """The best inner value by validation accuracy, the first of equals."""
-    known = []
-    for cell in cells[1:-1]:
-        if cell is not None and cell.mean is not None and not cell.diverged:
-            measured = cell.others.get(_CHOSEN_BY)
-            if measured is not None and measured.mean is not None:
-                known.append((measured.mean, cell))
-    return max(known, key=lambda pair: pair[0])[1] if known else None
 
 
 def _in_words(panel: str, cells: Sequence[CellReport], chosen: CellReport | None) -> str:

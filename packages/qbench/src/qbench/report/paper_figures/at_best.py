@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from qbench.report.drawing import GRID, INK, key, legend_below, new_figure, style
+from qbench.report.drawing import ALARM, GRID, key, legend_below, new_figure, style
 from qbench.report.evidence import Evidence
 from qbench.report.families import FAMILIES, family_of, short
 from qbench.report.numbers import CellReport
-from qbench.report.panels import MARKERS, lost_key
+from qbench.report.panels import MARKERS, best_by_validation, draw_ring, lost_key
 from qbench.report.wording import (
     format_number,
     format_value,
@@ -21,8 +21,7 @@ from qbench.report.wording import (
     metric_with_unit,
 )
 
-_CHOSEN_BY = "validation_accuracy"
-_SMALLEST = 10.0
+_POINTS_BELOW = 10.0
 """Points below the best that are shown along the setting: what lies lower hides all differences."""
 
 Choice = Mapping[str, CellReport]
@@ -100,16 +99,12 @@ def _looks(evidence: Evidence, models: Sequence[str]) -> dict[str, dict[str, obj
 
 
 def _chosen(cells: Sequence[CellReport]) -> Choice:
-    """The cell that is best by validation accuracy for each model, the first of equals."""
-    best: dict[str, tuple[float, CellReport]] = {}
+    """The cell that is best by validation accuracy for each model."""
+    of_model: dict[str, list[CellReport]] = {}
     for cell in cells:
-        measured = cell.others.get(_CHOSEN_BY)
-        if cell.mean is None or cell.diverged or measured is None or measured.mean is None:
-            continue
-        model = str(cell.axes["model"])
-        if model not in best or measured.mean > best[model][0]:
-            best[model] = (measured.mean, cell)
-    return {model: cell for model, (_, cell) in best.items()}
+        of_model.setdefault(str(cell.axes["model"]), []).append(cell)
+    best = {model: best_by_validation(own) for model, own in of_model.items()}
+    return {model: cell for model, cell in best.items() if cell is not None}
 
 
 def _draw_along(
@@ -131,19 +126,10 @@ def _draw_along(
         ]
         axes.plot(*zip(*points, strict=True), linewidth=1.2, markersize=5, label=model, **look)  # type: ignore[arg-type]
     for cell in chosen.values():
-        axes.plot(
-            values.index(cell.axes[axis]),
-            cell.mean or 0.0,
-            marker="o",
-            markersize=11,
-            markerfacecolor="none",
-            color=INK,
-            linestyle="",
-            zorder=4,
-        )
+        draw_ring(axes, values.index(cell.axes[axis]), cell)
     best = max((cell.mean or 0.0 for cell in chosen.values()), default=None)
     if best is not None:
-        axes.set_ylim(max(axes.get_ylim()[0], best - _SMALLEST), best + 0.6)
+        axes.set_ylim(max(axes.get_ylim()[0], best - _POINTS_BELOW), best + 0.6)
     for place, value in enumerate(values):
         lost = [cell for cell in cells if cell.axes[axis] == value and cell.diverged]
         if lost:
@@ -155,7 +141,7 @@ def _draw_along(
                 ha="center",
                 va="bottom",
                 fontsize=7.5,
-                color=lost_key().get_color(),
+                color=ALARM,
             )
 
 
