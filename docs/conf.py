@@ -47,6 +47,7 @@ sphinx_gallery_conf = {
     "filename_pattern": "/plot_",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
+    "reset_modules": ("matplotlib", "figures.wear_our_look"),
     "remove_config_comments": True,
     "download_all_examples": False,
     "show_signature": False,

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 
+import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
 import qcore
-from qbench.report.drawing import INK, MUTED, new_figure, style
+from qbench.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PYPLOT, new_figure, style
 from qcore import analysis
 
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+
+def wear_our_look(*_: object) -> None:
+    """Let what a tutorial draws look as the rest does; sphinx-gallery calls it before each."""
+    mpl.rcParams.update(PYPLOT)
 
 
 def neuron() -> Figure:

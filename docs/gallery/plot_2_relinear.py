@@ -63,12 +63,11 @@ def losses(gamma: float, epochs: int = 6) -> list[float]:
     return found
 
 
-figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+figure, axes = plt.subplots(figsize=(6.4, 3.4))
 for gamma in (0.0, 1e-3, 1e-1, 1.0):
-    axes.plot(losses(gamma), label=f"γ = {gamma:g}", linewidth=1.4)
+    axes.plot(losses(gamma), label=f"γ = {gamma:g}")
 axes.set(xlabel="step", ylabel="training loss", yscale="log")
-axes.legend(frameon=False)
-axes.spines[["top", "right"]].set_visible(False)
+axes.legend()
 
 # %%
 # The published recipes for CIFAR-10, over depths and seeds, are the table ``relinear``; from linear to free, factor by

@@ -45,13 +45,12 @@ def margins(lam: float, steps: int = 200) -> tuple[list[float], float]:
     return found, 100 * float(right.float().mean())
 
 
-figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+figure, axes = plt.subplots(figsize=(6.4, 3.4))
 for lam in (0.0, 0.5, 2.0):
     curve, accuracy = margins(lam)
-    axes.plot(curve, label=f"λ = {lam:g}: {accuracy:.1f} %", linewidth=1.4)
+    axes.plot(curve, label=f"λ = {lam:g}: {accuracy:.1f} %")
 axes.set(xlabel="step", ylabel="normalised margin Δμ, test images")
-axes.legend(frameon=False)
-axes.spines[["top", "right"]].set_visible(False)
+axes.legend()
 
 # %%
 # All outputs of a low-rank head are sums of squares, so Δμ is at most 1 there; for any other logits it is at most √2. It is

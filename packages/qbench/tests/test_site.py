@@ -280,6 +280,14 @@ def test_from_the_table_to_an_entry_and_back(site: Path, visit: Callable[..., Vi
     page.close()
 
 
+def test_from_a_table_of_the_papers_to_a_board(site: Path, visit: Callable[..., Visit]) -> None:
+    seen = visit(site / "tables/xor.html")
+    seen.page.get_by_role("navigation").get_by_role("link", name="UCI", exact=True).click()
+    assert seen.page.url.endswith("boards/uci.html")
+    assert seen.errors == []
+    seen.page.close()
+
+
 def test_weights_say_how_to_load_them(site: Path, visit: Callable[..., Visit]) -> None:
     seen = visit(site / "entries/qresnet20-relinear-digits.html")
     lines = seen.page.locator("pre code").inner_text()

@@ -109,7 +109,8 @@ def test_real_data(name, channels, count, draw):
             "torch/image_folder",
             {"root": "{}"},
             FileNotFoundError,
-            "torch/image_folder is not, or not whole, under {}",
+            "torch/image_folder is not, or not whole, under {0} (Couldn't find any class folder in "
+            "{0}.): give the folder that holds test/ with a folder of images for each class; that",
         ),
         (
             DataLoader(numbered([0])),

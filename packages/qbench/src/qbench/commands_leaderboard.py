@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,7 @@ leaderboard_app = typer.Typer(
 
 Entries = Annotated[Path, typer.Option(help="Folder of the entries, one JSON file each.")]
 _ENTRIES = Path("leaderboard")
+_USUAL_ID = 30  # characters, which all of ours fit
 
 
 @leaderboard_app.command(
@@ -163,16 +165,20 @@ def list_entries(
     if as_json:
         typer.echo(json.dumps([record_of(row) for row in rows], indent=1))
         return
-    grid = Grid()
-    for heading in ("dataset", "rank", "entry", "accuracy", "status"):
-        right = heading in ("rank", "accuracy")
-        grid.add_column(heading, justify="right" if right else "left", no_wrap=heading != "entry")
-    for row in rows:
-        spread = f" ± {row.std:.2f} ({row.n})" if row.std is not None else ""
-        accuracy = "–" if row.accuracy is None else f"{row.accuracy:.2f}{spread}"
-        status = row.entry.verdict + (", reduced" if row.entry.reduced else "")
-        grid.add_row(row.entry.dataset, str(row.rank or "–"), row.entry.id, accuracy, status)
-    Console().print(grid)
+    console = Console()
+    for dataset, group in groupby(rows, key=lambda row: row.entry.dataset):
+        # a grid for each, and the id folded where it must be: it is what one copies
+        grid = Grid(title=dataset, title_justify="left", title_style="bold")
+        grid.add_column("rank", justify="right")
+        grid.add_column("entry", overflow="fold", min_width=_USUAL_ID)
+        grid.add_column("accuracy", justify="right", no_wrap=True)
+        grid.add_column("status")
+        for row in group:
+            spread = f" ± {row.std:.2f} ({row.n})" if row.std is not None else ""
+            accuracy = "–" if row.accuracy is None else f"{row.accuracy:.2f}{spread}"
+            status = row.entry.verdict + (", reduced" if row.entry.reduced else "")
+            grid.add_row(str(row.rank or "–"), row.entry.id, accuracy, status)
+        console.print(grid)
 
 
 @leaderboard_app.command(epilog="Example: qbench leaderboard build --results runs --out site")

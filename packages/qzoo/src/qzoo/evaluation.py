@@ -197,9 +197,14 @@ def _named(
     except ImportError as error:
         raise ValueError(f"dataset={name!r} needs a library that is not there: {error}") from None
     except (RuntimeError, OSError) as error:
+        way_out = "give the folder that holds it, or download=True (--download)"
+        if name == "torch/image_folder":
+            way_out = (
+                f"give the folder that holds {split}/ with a folder of images for each class; that "
+                "of digits32 is written by: qbench data fetch digits32 --data FOLDER"
+            )
         raise FileNotFoundError(
-            f"{name} is not, or not whole, under {root} ({str(error).splitlines()[0]}): "
-            "give the folder that holds it, or download=True (--download)"
+            f"{name} is not, or not whole, under {root} ({str(error).splitlines()[0]}): {way_out}"
         ) from None
     config = resolve_data_config({}, model=model)
     wanted = config["input_size"][0]

@@ -217,7 +217,10 @@ class _Pages:
         name = report.table
         text = json.dumps(report.model_dump(mode="json"), ensure_ascii=False, allow_nan=False)
         _write(self._folder / "tables" / f"{name}.json", text + "\n")
-        page = render_page(report, figures, f"{name}.json", home="../index.html")
+        links = {"Quadnets": "../index.html"}
+        links |= {board.title: f"../boards/{key}.html" for key, board in BOARDS.items()}
+        links |= {"The papers’ tables": "../index.html#tables"}
+        page = render_page(report, figures, f"{name}.json", links=links)
         _write(self._folder / "tables" / f"{name}.html", page)
         self.count += 1
 

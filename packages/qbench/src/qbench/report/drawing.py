@@ -6,9 +6,11 @@ Colours are those of Okabe and Ito, told apart by colour-blind readers too.
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +21,38 @@ from qbench.trial import write_whole
 
 INK, MUTED, GRID = "#1f2328", "#59636e", "#d8dee4"
 ALARM = "#b3261e"
+BLUE, ORANGE, GREEN, PINK, SKY, AMBER = COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#c2508f",
+    "#56b4e9",
+    "#b07d00",
+)
+
+_TICKS = {"labelsize": 8, "color": MUTED, "labelcolor": MUTED, "major.size": 3, "major.width": 0.6}
+PYPLOT = MappingProxyType(
+    {
+        "axes.prop_cycle": cycler(color=COLOURS),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "axes.edgecolor": MUTED,
+        "axes.labelcolor": MUTED,
+        "axes.labelsize": 8.5,
+        "axes.titlesize": 9.5,
+        "axes.titlecolor": INK,
+        "axes.titlelocation": "left",
+        "axes.axisbelow": True,
+        **{f"{way}.{what}": to for way in ("xtick", "ytick") for what, to in _TICKS.items()},
+        "lines.linewidth": 1.4,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "legend.labelcolor": INK,
+        "figure.constrained_layout.use": True,
+    }
+)
+"""The same look for what pyplot draws, as matplotlib's settings."""
 
 
 def new_figure(title: str, *, width: float, height: float, mark: str) -> Figure:

@@ -63,17 +63,21 @@ def write_page(report: Report, figures: Mapping[str, str], path: Path) -> None:
 
 
 def render_page(
-    report: Report, figures: Mapping[str, str], json_name: str, *, home: str | None = None
+    report: Report,
+    figures: Mapping[str, str],
+    json_name: str,
+    *,
+    links: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The report's page as text; everything from the report is escaped.
 
-    ``home`` is the page that it belongs to, where it is part of a site.
+    ``links`` are the addresses of other pages by their titles, where it is part of a site.
     """
     template = new_environment().from_string(read_part("page.html.j2"))
     return template.render(
         report=report,
         style=Markup(read_part("style.css")),  # noqa: S704 - our own file
-        home=home,
+        links=links,
         json_name=json_name,
         paper_url=_paper_url(report.paper),
         labels=[report.label([choices]) for choices in report.combinations],

@@ -14,14 +14,6 @@ from qbench.report.drawing import ALARM, INK, MUTED, cross
 from qbench.report.numbers import CellReport
 from qbench.trial import Result
 
-BLUE, ORANGE, GREEN, PINK, SKY, AMBER = COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#c2508f",
-    "#56b4e9",
-    "#b07d00",
-)
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 
 Values = np.ndarray[Any, np.dtype[np.float64]]

@@ -58,7 +58,7 @@ def _closing(report: Report) -> str:
     cpu = f"{report.hardware.get('cpu', 'unknown processor')}, {report.threads} threads"
     return (
         "mean ± std over n seeds; loss: of training; Δ and p against the control: paired t-test, "
-        "Holm over all cells of the same choices.\n"
+        "Holm over all cells of the same choices (in claims: over the claims).\n"
         f"{', '.join(f'{symbol} {verdict}' for verdict, (symbol, _) in VERDICTS.items())} "
         f"(not decided: p ≥ {LEVEL:g}).\n"
         f"{report.recorded} trials, {report.seconds:.0f} s of training on "

@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qbench.report.drawing import ALARM, GRID, INK, legend_below, new_figure, style
+from qbench.report.drawing import ALARM, BLUE, GRID, INK, legend_below, new_figure, style
 from qbench.report.evidence import Evidence
 from qbench.report.families import FAMILIES
 from qbench.report.numbers import CellReport
-from qbench.report.panels import BLUE, best_by_validation, draw_ring, lost_key
+from qbench.report.panels import best_by_validation, draw_ring, lost_key
 from qbench.report.wording import format_number, metric_name, metric_with_unit
 
 

@@ -8,11 +8,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from qbench.metrics import Metric
-from qbench.report.drawing import GRID, legend_below, new_figure, style
+from qbench.report.drawing import COLOURS, GRID, legend_below, new_figure, style
 from qbench.report.evidence import Evidence
 from qbench.report.families import short
 from qbench.report.numbers import CellReport
-from qbench.report.panels import COLOURS, MARKERS
+from qbench.report.panels import MARKERS
 from qbench.report.wording import format_value, metric_name
 
 _COUNTED: tuple[Metric, ...] = ("pieces", "degree", "dimension")

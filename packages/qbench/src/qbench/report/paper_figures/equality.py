@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qbench.report.drawing import GRID, MUTED, cross, legend_below, new_figure, style
+from qbench.report.drawing import BLUE, GRID, MUTED, ORANGE, cross, legend_below, new_figure, style
 from qbench.report.evidence import Evidence
-from qbench.report.panels import BLUE, ORANGE, lost_key, say
+from qbench.report.panels import lost_key, say
 from qbench.report.wording import format_number
 from qbench.trial import Result
 

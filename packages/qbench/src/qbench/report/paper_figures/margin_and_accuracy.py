@@ -7,19 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qbench.metrics import Metric
-from qbench.report.drawing import GRID, MUTED, legend_below, new_figure, style
+from qbench.report.drawing import BLUE, GRID, MUTED, ORANGE, legend_below, new_figure, style
 from qbench.report.evidence import Evidence
 from qbench.report.families import short
-from qbench.report.panels import (
-    BLUE,
-    ORANGE,
-    draw_curve,
-    lost_key,
-    lost_trials,
-    mean_curve,
-    note_below,
-    say,
-)
+from qbench.report.panels import draw_curve, lost_key, lost_trials, mean_curve, note_below, say
 from qbench.report.wording import format_number
 
 _LINES: dict[Metric, dict[str, Any]] = {

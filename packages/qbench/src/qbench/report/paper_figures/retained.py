@@ -4,9 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qbench.report.drawing import GRID, MUTED, legend_below, new_figure, style
+from qbench.report.drawing import COLOURS, GRID, MUTED, legend_below, new_figure, style
 from qbench.report.evidence import Array, Evidence
-from qbench.report.panels import COLOURS, MARKERS, lost_trials, note_below
+from qbench.report.panels import MARKERS, lost_trials, note_below
 from qbench.report.wording import format_number
 
 _TICKS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from qbench.report.drawing import GRID, legend_below, new_figure, style
+from qbench.report.drawing import COLOURS, GRID, legend_below, new_figure, style
 from qbench.report.evidence import Evidence
 from qbench.report.families import FAMILIES, short
-from qbench.report.panels import COLOURS, MARKERS, lost_trials, note_below, say
+from qbench.report.panels import MARKERS, lost_trials, note_below, say
 from qbench.report.wording import listed
 from qbench.trial import Result
 
