@@ -80,6 +80,7 @@ def test_the_cost_of_a_cell_grows_with_what_it_does() -> None:
     one, ten = cell_cost(small, 1), cell_cost(small, 10)
     assert ten.forms == 10 * one.forms
     assert ten.steps == one.steps == 5 * 600  # side by side
+    assert (ten.trials, one.trials) == (10, 1)
     assert cell_cost(large, 1).forms == 10 * one.forms
     # three passes over the training images in each of 5 epochs, and 10 measurements of the test
     assert one.forms == 10 * 785 * (3 * 5 * 60_000 + 10 * 10_000)
@@ -87,12 +88,16 @@ def test_the_cost_of_a_cell_grows_with_what_it_does() -> None:
         {"dataset": ("mnist",), "model": ("rank1",)}, reduced="quick"
     )
     assert cell_cost(quick, 1).forms < one.forms / 20
+    (deep,) = load_table("collapse").cells(
+        {"depth": ("16",), "model": ("linear",), "lr": ("0.1",)}
+    )
+    assert cell_cost(deep, 10).steps == 30 * 15 * 16  # epochs, batches, layers
 
 
 def test_hours_add_computing_and_steps() -> None:
-    cost = TableCost(forms=3.6e12, networks=7.2e12, steps=1e6)
+    cost = TableCost(forms=3.6e12, networks=7.2e12, steps=1e6, trials=360)
     assert cost.hours(Rates(forms=1e9, networks=2e9, step=1e-3)) == pytest.approx(
-        1 + 1 + 1000 / 3600
+        1 + 1 + 1000 / 3600 + 0.01
     )
     assert cost.hours(A100) < 0.2
 

@@ -109,8 +109,7 @@ class Block:
     @property
     def cost(self) -> float:
         """About how many seconds it takes on two cores: for the time left, not for any record."""
-        least = 0.05  # building and writing
-        return least + 3600 * cell_cost(self.cell, len(self.seeds)).hours(_TWO_CORES)
+        return 3600 * cell_cost(self.cell, len(self.seeds)).hours(_TWO_CORES)
 
 
 def plan(folder: RunFolder, cells: Iterable[Cell], seeds: int) -> list[Block]:
