@@ -58,7 +58,7 @@ sphinx_gallery_conf = {
 def prepare(*_: object) -> None:
     """Make the figures and tables that pages show, from data, before pages are read."""
     from figures import FIGURES
-    from measured import catalogue, page, reports
+    from measured import accuracies, catalogue, reports
 
     save_figures({name: make() for name, make in FIGURES.items()}, HERE / "static" / "figures")
     generated = HERE / "generated"
@@ -66,7 +66,8 @@ def prepare(*_: object) -> None:
     of_neurons = [report for report in reports() if report.table == "neurons"]
     nothing = "*It has not been run in full yet:* `qbench run neurons`.\n"
     (generated / "catalogue.md").write_text(catalogue(), encoding="utf-8")
-    (generated / "neurons.md").write_text(page(of_neurons) or nothing, encoding="utf-8")
+    text = "\n".join(accuracies(report) for report in of_neurons) or nothing
+    (generated / "neurons.md").write_text(text, encoding="utf-8")
 
 
 def inline_math(page: HTML5Translator, node: nodes.math) -> None:

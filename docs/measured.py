@@ -17,7 +17,13 @@ from qbench.report.claims import ClaimReport
 from qbench.report.drawing import to_svg
 from qbench.report.files import read_reports
 from qbench.report.numbers import Report
-from qbench.report.wording import VERDICTS, format_count, format_value
+from qbench.report.wording import (
+    VERDICTS,
+    format_count,
+    format_number,
+    format_p,
+    format_value,
+)
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -100,6 +106,42 @@ def page(found: list[Report]) -> str:
             f"`{commit[:10]}{plus}`.\n\n{claims(report)}\n"
         )
     return "\n".join(parts)
+
+
+def accuracies(report: Report) -> str:
+    """Each model's cell in every panel, the best first, beside the control."""
+    parts = []
+    for panel in report.panels:
+        lines = [
+            f"| on {panel} | test accuracy (%) | against `{report.control}` | p | parameters "
+            "| multiply-adds |",
+            "|---|---:|---:|---:|---:|---:|",
+        ]
+        cells = [
+            cell
+            for cell in report.cells
+            if cell.panel == panel and report.choices_of(cell) == report.combinations[0]
+        ]
+        for cell in sorted(cells, key=lambda cell: -(cell.mean or 0.0)):
+            spread = f" ± {format_number(cell.std, cell.metric)}" if cell.std is not None else ""
+            gap = format_number(cell.difference, cell.metric, sign=True)
+            values = [
+                f"`{cell.axes['model']}`",
+                f"{format_number(cell.mean, cell.metric)}{spread} ({cell.n})",
+                "" if cell.difference is None else gap,
+                format_p(cell.p_value),
+                format_count(cell.parameters),
+                format_count(cell.multiply_adds),
+            ]
+            lines.append(f"| {' | '.join(values)} |")
+        parts.append("\n".join(lines))
+    mark = f"**{report.mark}:** {' '.join(report.warnings)}\n\n" if report.mark else ""
+    return (
+        f"{mark}"
+        + "\n\n".join(parts)
+        + "\n\nMean ± standard deviation (seeds); differences are paired over seeds, p corrected "
+        f"by Holm over all of them. `{report.command}`\n"
+    )
 
 
 def catalogue() -> str:

@@ -88,9 +88,7 @@ def test_the_cost_of_a_cell_grows_with_what_it_does() -> None:
         {"dataset": ("mnist",), "model": ("rank1",)}, reduced="quick"
     )
     assert cell_cost(quick, 1).forms < one.forms / 20
-    (deep,) = load_table("collapse").cells(
-        {"depth": ("16",), "model": ("linear",), "lr": ("0.1",)}
-    )
+    (deep,) = load_table("collapse").cells({"depth": ("16",), "model": ("linear",), "lr": ("0.1",)})
     assert cell_cost(deep, 10).steps == 30 * 15 * 16  # epochs, batches, layers
 
 

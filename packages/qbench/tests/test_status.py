@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qbench.activity import recorded
 from qbench.block import plan
 from qbench.executors import run_blocks
 from qbench.status import Status, status_of
@@ -50,6 +51,26 @@ def test_trials_that_are_missing_take_as_long_as_those_of_their_cell(tmp_path: P
     others = list(UCI.cells({"dataset": ("iris", "wine"), "model": ("linear",)}, reduced="quick"))
     # nothing of wine is there: it takes what iris takes
     assert status_of(folder, others, 2).left == pytest.approx(10.0 + 2 * 10.0)
+
+
+def test_blocks_under_other_choices_are_a_row_of_their_own(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, UCI, create=True)
+    run(folder, UCI, 1, ONLY)
+    (raw,) = UCI.cells(
+        {"dataset": ("iris",), "model": ("linear",)}, {"scaling": ("raw",)}, reduced="quick"
+    )
+    alone = status_of(folder, cells := list(UCI.cells(ONLY, reduced="quick")), 3)
+    with recorded(folder, raw.key, raw.axes, (0, 1), reduced="quick") as recorder:
+        recorder._change(fraction=0.5)
+        with folder.lock(raw.key):
+            shown = qbench("status", "uci", "--out", str(tmp_path), "--json").stdout
+            plain, other = json.loads(shown)
+            beside = status_of(folder, cells, 3)
+    assert beside == alone  # what runs elsewhere shortens nothing here
+    assert (plain["choices"], plain["finished"], plain["running"]) == ({}, 2, [])
+    assert other["choices"] == {"scaling": "raw"}
+    assert [one["axes"]["scaling"] for one in other["running"]] == ["raw"]
+    assert (other["finished"], other["expected"]) == (0, plain["expected"])
 
 
 @pytest.fixture

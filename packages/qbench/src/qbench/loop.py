@@ -310,7 +310,8 @@ class Training:
             if lost and (self.step == self.steps or self._is_broken(seed)):
                 # by the last update, which no loss of a batch has seen yet; else it is for
                 # evaluation alone, whose averages of batch norm follow the network from behind
-                curve.diverged_at = curve.diverged_at or self.step
+                if curve.diverged_at is None:
+                    curve.diverged_at = self.step
             if curve.diverged_at is not None:
                 continue
             curve.step.append(self.step)
@@ -336,7 +337,9 @@ class Training:
             self._first_loss = losses[0]
         bad = ~losses.isfinite()
         if self.recipe.explosion is not None:
-            bad |= losses > self.recipe.explosion * self._first_loss
+            # no smaller than that of guessing: a trained network begins with next to none
+            usual = self._first_loss.clamp_min(math.log(self.problem.classes))
+            bad |= losses > self.recipe.explosion * usual
         if not bad.any():
             return
         # the whole batch is measured before its step, a small one belongs to the step before

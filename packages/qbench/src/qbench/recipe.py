@@ -59,7 +59,8 @@ class Recipe(Frozen):
     takes it to 0 over all steps, ``one_cycle`` is PyTorch's. ``reduction``: the loss is the
     ``mean`` or the ``sum`` over a batch. ``margin_weight`` λ subtracts λ Δμ from it. ``clip_norm``
     bounds the norm of each seed's gradient. ``explosion``: a training loss of more than so many
-    times the first one counts as diverged, as one that is not finite always does.
+    times the first one, or that of guessing where it is larger, counts as diverged, as one that is
+    not finite always does.
 
     ``scaling`` is of tables, fitted on the training part alone; ``pixels`` of images: ``raw`` is 0
     to 255, ``unit`` 0 to 1, ``centred`` -1 to 1, ``standardised`` by the mean and standard

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qbench.activity import Activity, activities
 from qbench.errors import UserError, first_problem
-from qbench.frozen import Frozen
-from qbench.table import Cell, Reduction
+from qbench.frozen import Frozen, Scalar
+from qbench.table import Cell, Reduction, Table
 from qbench.trial import RunFolder
 
 
@@ -30,16 +31,18 @@ class _Head(BaseModel):
 
 
 class Status(Frozen):
-    """A table's trials under the choices asked for, ``reduced`` in one way or in full.
+    """A table's trials under one combination of its unstated choices, ``reduced`` in one way or in
+    full.
 
-    ``finished`` and ``diverged`` trials are recorded, ``expected`` counts all. ``running`` are
-    blocks that a process is at now, ``stopped`` those that one left and none has taken up since,
-    ``failed`` those that raised. ``left`` are the seconds that the rest takes at the pace of what
+    ``choices`` are those that are not the defaults. ``finished`` and ``diverged`` trials are
+    recorded, ``expected`` counts all. ``running`` are blocks that a process is at now, ``stopped``
+    those that one left and none has taken up since, ``failed`` those that raised. ``left`` are the seconds that the rest takes at the pace of what
     is recorded, over as many processes as there are now; None where nothing is recorded to go by.
     """
 
     table: str
     reduced: Reduction | None
+    choices: dict[str, Scalar]
     expected: int
     finished: int
     diverged: int
@@ -54,8 +57,14 @@ class Status(Frozen):
         return self.finished + self.diverged
 
 
-def status_of(folder: RunFolder, cells: Sequence[Cell], seeds: int) -> Status:
-    """The status of these cells with the seeds 0 … ``seeds`` - 1."""
+def status_of(
+    folder: RunFolder,
+    cells: Sequence[Cell],
+    seeds: int,
+    choices: Mapping[str, Scalar] = MappingProxyType({}),
+) -> Status:
+    """The status of these cells with the seeds 0 … ``seeds`` - 1; ``choices`` are those that the
+    cells have, where they are not the defaults."""
     counts = {"finished": 0, "diverged": 0}
     seconds: dict[str, list[float]] = {cell.key: [] for cell in cells}
     for cell in cells:
@@ -66,11 +75,17 @@ def status_of(folder: RunFolder, cells: Sequence[Cell], seeds: int) -> Status:
                 counts[head.status] += 1
                 share = head.environment.seconds / max(1, len(head.environment.block))
                 seconds[cell.key].append(share)
-    found = [(a, held) for a, held in activities(folder) if a.reduced == cells[0].reduced]
+    found = [
+        (activity, held)
+        for activity, held in activities(folder)
+        if activity.reduced == cells[0].reduced
+        and other_choices(folder.table, activity.axes) == choices
+    ]
     running = [activity for activity, held in found if held]
     return Status(
         table=folder.table.id,
         reduced=cells[0].reduced,
+        choices=dict(choices),
         expected=len(cells) * seeds,
         finished=counts["finished"],
         diverged=counts["diverged"],
@@ -79,6 +94,21 @@ def status_of(folder: RunFolder, cells: Sequence[Cell], seeds: int) -> Status:
         failed=[a for a, held in found if not held and a.state == "failed"],
         left=_left(cells, seeds, seconds, running),
     )
+
+
+def other_choices(table: Table, axes: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The unstated choices among the axes that are not the table's defaults; values that it does
+    not know are passed over.
+
+    >>> from qbench.table import load_table
+    >>> other_choices(load_table("uci"), {"model": "rank1", "scaling": "raw", "init_scale": 1.0})
+    {'scaling': 'raw'}
+    """
+    return {
+        name: axes[name]
+        for name, default in table.defaults.items()
+        if axes.get(name, default) != default and axes[name] in table.axes[name]
+    }
 
 
 def _read(path: Path) -> _Head:
