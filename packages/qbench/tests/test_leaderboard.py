@@ -23,6 +23,7 @@ from qbench.data.image_folder import image_root
 from qbench.errors import UserError
 from qbench.executors import run_blocks
 from qbench.leaderboard.entry import Entry, read_entries, read_entry, write_entry
+from qbench.leaderboard.standings import standings
 from qbench.leaderboard.submit import submit
 from qbench.leaderboard.verify import Limits, verify
 from qbench.table import load_table
@@ -354,8 +355,37 @@ def test_a_file_and_a_run_stand_on_a_board_once(runs: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match=f"^this run is entry {second.id} already"):
         submit(None, tmp_path, identifier="mine", **run)
     # an epoch that was chosen on the test set is another claim, and is ranked apart
-    submit(None, tmp_path, identifier="best", selection="best on test", **run)
+    submit(DIGITS, tmp_path, identifier="best", selection="best on test")
     assert {entry.id for entry in read_entries(tmp_path)} == {first.id, second.id, "best"}
+
+
+def test_a_run_is_of_its_last_epoch_and_has_measured_its_own_time(
+    runs: Path, tmp_path: Path
+) -> None:
+    run: dict[str, Any] = {"key": key_of("rank1"), "out": runs, "authors": "A"}
+    said = "selection: the accuracy of a run is that of its last epoch, not best on test"
+    with pytest.raises(UserError, match=said):
+        submit(None, tmp_path, selection="best on test", **run)
+    said = "a run has measured its seconds itself: leave out --training-seconds"
+    with pytest.raises(UserError, match=said):
+        submit(None, tmp_path, training_seconds=0.001, **run)
+    assert list(tmp_path.iterdir()) == []
+    entry = submit(None, tmp_path, **run)
+    assert entry.run is not None
+    (row,) = standings([entry])
+    forged = entry.model_copy(
+        update={"claim": entry.claim.model_copy(update={"training_seconds": 1e-3})}
+    )
+    assert row.seconds == standings([forged])[0].seconds
+    assert row.seconds == pytest.approx(entry.claim.training_seconds)
+    (weights,) = standings([submit(DIGITS, tmp_path, training_seconds=0.001)])
+    assert weights.seconds is None
+
+
+def test_what_chose_the_epoch_is_part_of_what_was_measured(tmp_path: Path) -> None:
+    entry = submit(DIGITS, tmp_path)
+    best = entry.model_copy(update={"selection": "best on test"})
+    assert entry.subject != best.subject
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./weights", "../weights", "a/b/c"])

@@ -10,6 +10,7 @@ import pytest
 from qbench.block import plan
 from qbench.errors import UserError
 from qbench.executors import run_blocks
+from qbench.status import status_of
 from qbench.table import load_table
 from qbench.trial import RunFolder, commit, read_result, write_whole
 
@@ -52,6 +53,19 @@ def test_a_file_that_is_no_result_is_named_with_the_way_out(folder: RunFolder) -
         path.write_text(text)
         with pytest.raises(UserError, match=r"result\.json is not a result .* run again"):
             list(folder.results(XOR.cells()))
+
+
+def test_a_result_of_a_later_qbench_is_never_said_to_be_deleted(folder: RunFolder) -> None:
+    (result,) = folder.results(XOR.cells())
+    path = folder.result_path(result.key)
+    later = {**json.loads(path.read_text()), "schema_version": 2, "from_the_future": 1}
+    path.write_text(json.dumps(later))
+    said = r"result\.json was written by a later version of qbench: install that, pip install --upg"
+    with pytest.raises(UserError, match=said):
+        list(folder.results(XOR.cells()))
+    with pytest.raises(UserError, match=said):
+        status_of(folder, list(XOR.cells()), 1)
+    assert json.loads(path.read_text()) == later
 
 
 def test_a_result_of_another_version_is_void_whatever_it_holds(folder: RunFolder) -> None:

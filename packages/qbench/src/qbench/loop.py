@@ -307,11 +307,11 @@ class Training:
         now = time.time()
         for seed, curve in enumerate(self.curves):
             lost = any(not math.isfinite(columns[n][seed]) for n in _LOSSES if n in columns)
-            if lost and (self.step == self.steps or self._is_broken(seed)):
-                # by the last update, which no loss of a batch has seen yet; else it is for
-                # evaluation alone, whose averages of batch norm follow the network from behind
-                if curve.diverged_at is None:
-                    curve.diverged_at = self.step
+            # by the last update, which no loss of a batch has seen yet; else it is for evaluation
+            # alone, whose averages of batch norm follow the network from behind
+            lost = lost and (self.step == self.steps or self._is_broken(seed))
+            if lost and curve.diverged_at is None:
+                curve.diverged_at = self.step
             if curve.diverged_at is not None:
                 continue
             curve.step.append(self.step)

@@ -8,10 +8,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qbench.activity import Activity, activities
-from qbench.errors import UserError, first_problem
 from qbench.frozen import Frozen, Scalar
 from qbench.table import Cell, Reduction, Table
-from qbench.trial import RunFolder
+from qbench.trial import RunFolder, no_result
 
 
 class _Environment(BaseModel):
@@ -26,6 +25,7 @@ class _Head(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
+    schema_version: Literal[1] = 1
     status: Literal["finished", "diverged"]
     environment: _Environment
 
@@ -36,8 +36,9 @@ class Status(Frozen):
 
     ``choices`` are those that are not the defaults. ``finished`` and ``diverged`` trials are
     recorded, ``expected`` counts all. ``running`` are blocks that a process is at now, ``stopped``
-    those that one left and none has taken up since, ``failed`` those that raised. ``left`` are the seconds that the rest takes at the pace of what
-    is recorded, over as many processes as there are now; None where nothing is recorded to go by.
+    those that one left and none has taken up since, ``failed`` those that raised. ``left`` are the
+    seconds that the rest takes at the pace of what is recorded, over as many processes as there are
+    now; None where nothing is recorded to go by.
     """
 
     table: str
@@ -112,13 +113,11 @@ def other_choices(table: Table, axes: Mapping[str, Scalar]) -> dict[str, Scalar]
 
 
 def _read(path: Path) -> _Head:
+    content = path.read_bytes()
     try:
-        return _Head.model_validate_json(path.read_bytes())
+        return _Head.model_validate_json(content)
     except ValidationError as error:
-        raise UserError(
-            f"{path} is not a result of this version of qbench "
-            f"({first_problem(error)}): delete its folder and run again"
-        ) from error
+        raise no_result(path, content, error) from error
 
 
 def _left(

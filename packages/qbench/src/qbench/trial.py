@@ -35,6 +35,7 @@ _VERSIONS = (
 )
 
 
+_SCHEMA = 1  # of a result: grows with what an earlier qbench could not read
 _KEY = re.compile("[0-9a-f]{16}")  # of a trial, and the name of its folder
 
 WEIGHTS = "weights.safetensors"
@@ -88,6 +89,7 @@ class Result(Record):
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
+    schema_version: Literal[1] = _SCHEMA
     key: str = Field(pattern=r"^[0-9a-f]{16}$")
     table: str
     version: int
@@ -256,19 +258,34 @@ def in_order(results: Iterable[Result], cells: Iterable[Cell]) -> list[Result]:
 
 def read_result(path: Path) -> Result:
     """The result in a file; raises ``UserError`` for a file that is none, or another trial's."""
+    content = path.read_bytes()
     try:
-        result = Result.model_validate_json(path.read_bytes())
+        result = Result.model_validate_json(content)
     except ValidationError as error:
-        raise UserError(
-            f"{path} is not a result of this version of qbench "
-            f"({first_problem(error)}): delete its folder and run again"
-        ) from error
+        raise no_result(path, content, error) from error
     if result.key != path.parent.name:
         raise UserError(
             f"{path} is the result of trial {result.key}, not of the one that its folder is named "
             "after: delete its folder and run again"
         )
     return result
+
+
+def no_result(path: Path, content: bytes, error: ValidationError) -> UserError:
+    """What to say of a file that is no result: one of a later qbench is not to be deleted."""
+    try:
+        later = json.loads(content)["schema_version"] > _SCHEMA
+    except (ValueError, RecursionError, LookupError, TypeError):
+        later = False
+    if later:
+        return UserError(
+            f"{path} was written by a later version of qbench: install that, "
+            "pip install --upgrade quadnets-bench, or choose another folder with --out"
+        )
+    return UserError(
+        f"{path} is not a result of this version of qbench "
+        f"({first_problem(error)}): delete its folder and run again"
+    )
 
 
 def _is_of_another_version(path: Path, table: Table) -> bool:

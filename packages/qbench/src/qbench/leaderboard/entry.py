@@ -58,13 +58,14 @@ Verdict = Literal["verified", "differs", "could not be loaded", "not verified"]
 
 Selection = Literal["last epoch", "best on validation", "best on test"]
 """Which epoch's weights were taken, and what chose them."""
+_USUAL: Selection = "last epoch"
 
 
 class Claim(Frozen):
     """What is said of the weights or the run.
 
     ``accuracy`` is on the test set, in percent; of several seeds, their mean. ``training_seconds``
-    are those of one seed on ``hardware``.
+    are those of one seed on ``hardware``; of a run, its own are shown.
     """
 
     accuracy: Percent
@@ -177,7 +178,7 @@ class Entry(Frozen):
     title: Title
     claim: Claim
     submitted: date
-    selection: Selection = "last epoch"
+    selection: Selection = _USUAL
     reduced: bool
     weights: Annotated[Text, Field(pattern=_SOURCE)] | None = None
     provenance: Provenance | None = None
@@ -217,6 +218,10 @@ class Entry(Frozen):
     def _check_run(self, run: Run) -> None:
         if run.axes.get("dataset") != self.dataset:
             raise ValueError(f"run: it is not on {self.dataset}, which the entry says")
+        if self.selection != _USUAL:
+            raise ValueError(
+                f"selection: the accuracy of a run is that of its {_USUAL}, not {self.selection}"
+            )
         seeds = [one.seed for one in run.seeds]
         if seeds != list(range(len(seeds))):
             raise ValueError("run: its seeds are to be 0, 1, …, none left out, each once")
@@ -233,6 +238,8 @@ class Entry(Frozen):
             what: tuple[Any, ...] = (record.sha256, record.model, record.num_classes, before)
         else:
             what = (self.run.model_dump(mode="json") if self.run else None,)
+        if self.selection != _USUAL:
+            what = (*what, self.selection)
         return identity(self.dataset, self.reduced, self.claim.accuracy, *what)
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import groupby
+from statistics import fmean
 from typing import Any, Literal, get_args
 
 import qcore
@@ -94,8 +95,9 @@ class Row:
 
     @property
     def seconds(self) -> float | None:
-        """Of training one seed: measured by a run, or as the entry claims."""
-        return self.entry.claim.training_seconds
+        """Of training one seed, as a run measured it; what is claimed of weights is no measure."""
+        run = self.entry.run
+        return (fmean(one.seconds for one in run.seeds) or None) if run is not None else None
 
 
 def standings(entries: Sequence[Entry]) -> list[Row]:

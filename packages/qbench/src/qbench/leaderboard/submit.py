@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from qbench.leaderboard.entry import (
     Entry,
     Run,
     Seed,
+    Selection,
     entry_path,
     machine,
     read_entry,
@@ -46,7 +48,7 @@ def submit(
     identifier: str | None = None,
     title: str | None = None,
     replace: bool = False,
-    selection: str = "last epoch",
+    selection: Selection = "last epoch",
     **claim: Any,
 ) -> Entry:
     """Make an entry and write it to ``folder``; nothing is measured, nothing is copied.
@@ -76,6 +78,8 @@ def submit(
         raise UserError(f"{source!r} are weights, {key!r} is a run: submit each by itself")
     if key is not None and claim.get("accuracy") is not None:
         raise UserError("the accuracy of a run is the mean over its seeds: leave out --accuracy")
+    if key is not None and claim.get("training_seconds") is not None:
+        raise UserError("a run has measured its seconds itself: leave out --training-seconds")
     if board is not None:
         get_board(board)
     weights, record = (None, None) if source is None else _weights(source)
@@ -321,7 +325,7 @@ def _known(weights: str | None, record: Provenance | None, run: Run | None) -> d
             raise UserError("all seeds of the run diverged: there is no accuracy to claim")
         facts |= {
             "accuracy": of_seeds.mean,
-            "training_seconds": sum(one.seconds for one in run.seeds) / len(run.seeds) or None,
+            "training_seconds": fmean(one.seconds for one in run.seeds) or None,
             "hardware": machine(run.hardware),
         }
     return {name: value for name, value in facts.items() if value is not None}

@@ -118,6 +118,11 @@ class Report(Frozen):
         return " · ".join(["REDUCED RUN"] * bool(self.reduced) + ["PARTIAL"] * partial)
 
     @property
+    def counts_diverged(self) -> bool:
+        """Whether trials that diverged are in the means, as not learned, or in none."""
+        return QUANTITIES[self.cells[0].metric].of_diverged is not None if self.cells else False
+
+    @property
     def columns(self) -> list[str]:
         """The metrics to show beside the main one: the table's others, or the training loss."""
         shown = {name for cell in self.cells for name in cell.others}
