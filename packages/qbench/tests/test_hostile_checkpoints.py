@@ -69,6 +69,19 @@ def of_format(path: Path, number: int) -> bytes:
     return safetensors.torch.save(safetensors.torch.load(content), metadata=header)
 
 
+def changed(
+    path: Path, tensors: Callable[[dict[str, torch.Tensor]], object], **header: object
+) -> bytes:
+    """The checkpoint with other tensors, and other plain values; None leaves one out."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    known = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["quadnets"]) | header
+    known = {name: value for name, value in known.items() if value is not None}
+    loaded = safetensors.torch.load(content)
+    tensors(loaded)
+    return safetensors.torch.save(loaded, metadata={"quadnets": json.dumps(known)})
+
+
 @pytest.mark.parametrize(
     ("content", "is_said"),
     [
@@ -87,8 +100,18 @@ def of_format(path: Path, number: int) -> bytes:
             "no checkpoint of qbench",
         ),
         (lambda path: of_format(path, FORMAT)[:-4], "no checkpoint of qbench"),
+        (lambda path: changed(path, dict, seeds=None), "no checkpoint of qbench"),
+        (lambda path: changed(path, lambda all_: all_.pop("random")), "of another training"),
+        (lambda path: changed(path, dict, groups=[]), "of another training"),
+        (
+            lambda path: changed(path, lambda all_: all_.update({"model.weight": torch.ones(2)})),
+            "of another training",
+        ),
     ],
-    ids=["newer", "older", "empty", "noise", "header", "pickle", "weights", "list", "cut"],
+    ids=[
+        *("newer", "older", "empty", "noise", "header", "pickle", "weights", "list", "cut"),
+        *("no-seeds", "no-random-state", "no-groups", "another-layer"),
+    ],
 )
 def test_a_file_whose_hash_is_right_and_that_is_no_checkpoint(
     tmp_path: Path,

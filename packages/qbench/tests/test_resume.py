@@ -111,12 +111,13 @@ def test_a_checkpoint_that_is_of_no_use_is_removed_and_what_follows_is_said(
     taken: int | None,
 ) -> None:
     checkpoints = Checkpoints(tmp_path)
+    plain = {"facts": {}, "seeds": [0], "curves": []}
     paths = {}
     for step in (OLD, NEW):
         with monkeypatch.context() as patch:
             if damaged.get(step) == "of another version of qbench":
                 patch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
-            path = checkpoints.save(State(step, {"x": torch.ones(3)}, {}))
+            path = checkpoints.save(State(step, {"x": torch.ones(3)}, plain))
         if damaged.get(step) == "damaged":
             path.write_bytes(path.read_bytes()[:-1])
         paths[path] = "OLD" if step == OLD else "NEW"

@@ -5,6 +5,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from qbench.activity import recorded
 from qbench.build import build_model
-from qbench.checkpoint import Checkpoints, State
+from qbench.checkpoint import Checkpoints, State, UnfitError
 from qbench.cost import Rates, cell_cost, multiply_adds, stacks
 from qbench.data import load_problem
 from qbench.distributed import has_own_statistics, processes, rank, synchronised, told
@@ -78,7 +79,10 @@ class _Begin:
     kept: State | None
 
     def training(self, table: Table, setting: Setting) -> Training:
-        """The training from its beginning, or from its checkpoint."""
+        """The training from its beginning, or from its checkpoint.
+
+        Raises ``UnfitError`` where it cannot go on from that, in every process.
+        """
         cell = Cell(table, self.axes, self.reduced)
         training = _training(cell, self.seeds, setting, self.starts)
         # for what draws as it trains, such as dropout: of the trial alone, whatever ran before
@@ -87,7 +91,12 @@ class _Begin:
             if start.lost:
                 curve.diverged_at = 0
         if self.kept is not None:
-            training.restore(self.kept)
+            try:
+                training.restore(self.kept)
+            except torch.OutOfMemoryError:
+                raise  # no fault of its
+            except (LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise UnfitError from error
         return training
 
 
@@ -213,15 +222,9 @@ def _run(
     if cell.table.experiment == "expressivity":
         return _measure(folder, cell, seeds, setting, on_progress)
     checkpoints = Checkpoints(folder.checkpoint_path(block.name))
-    kept = checkpoints.latest(setting.on_note)
-    if kept is not None and not set(kept.values["seeds"]) & set(seeds):
-        kept = None
-        checkpoints.remove()
-    together = tuple(kept.values["seeds"]) if kept else seeds
     started = time.time()
-    starts = [_start(folder, cell, seed, setting) for seed in together]
-    begin = _Begin(cell.axes, cell.reduced, together, starts, kept)
-    training = told(begin).training(cell.table, setting)
+    begin, training = _begin(folder, cell, seeds, checkpoints, setting)
+    kept, together = begin.kept, begin.seeds
     facts: dict[str, Any] = {"started": started, "interruptions": 0, "on": _on(setting)}
     if kept is not None:
         facts = {**kept.values["facts"], "interruptions": kept.values["facts"]["interruptions"] + 1}
@@ -276,6 +279,28 @@ def _run(
     return added
 
 
+def _begin(
+    folder: RunFolder,
+    cell: Cell,
+    seeds: tuple[int, ...],
+    checkpoints: Checkpoints,
+    setting: Setting,
+) -> tuple[_Begin, Training]:
+    """Training at its beginning, or at the newest checkpoint that fits it."""
+    while True:
+        kept = checkpoints.latest(setting.on_note)
+        if kept is not None and not set(kept.values["seeds"]) & set(seeds):
+            kept = None
+            checkpoints.remove()
+        together = tuple(kept.values["seeds"]) if kept else seeds
+        starts = [_start(folder, cell, seed, setting) for seed in together]
+        begin: _Begin = told(_Begin(cell.axes, cell.reduced, together, starts, kept))
+        try:
+            return begin, begin.training(cell.table, setting)
+        except UnfitError:
+            checkpoints.discard("of another training", setting.on_note)
+
+
 def _on(setting: Setting) -> dict[str, str | int]:
     """What has to be the same for a run to go on bit for bit."""
     return {
@@ -291,7 +316,8 @@ def _on(setting: Setting) -> dict[str, str | int]:
 def follow(table: Table, setting: Setting) -> None:
     """Train with the first process of a group what it trains, until it has no more."""
     while (begin := told()) is not None:
-        begin.training(table, setting).run()
+        with suppress(UnfitError):  # the first process says so, and begins from another
+            begin.training(table, setting).run()
 
 
 def _measure(

@@ -24,6 +24,7 @@ FORMAT = 2
 """Rises with every change of what a checkpoint holds; those of another format are of no use."""
 
 _HEADER = "quadnets"
+_NEEDED = {"facts", "seeds", "curves"}
 _NAME = re.compile(r"\d{12}-([0-9a-f]{64})\.safetensors")
 
 
@@ -34,6 +35,10 @@ class State:
     step: int
     tensors: dict[str, Tensor]
     values: dict[str, Any]
+
+
+class UnfitError(Exception):
+    """A checkpoint is whole, and training as it is now cannot go on from it."""
 
 
 class Checkpoints:
@@ -68,16 +73,19 @@ class Checkpoints:
         ``on_note`` is told of each that is damaged, or of another format or block, and of what
         follows from it; it is removed.
         """
-        paths = self._newest_first()
-        for place, path in enumerate(paths, start=1):
-            has_another = place < len(paths)
-            follows = "going on from the one before it" if has_another else "beginning again"
+        while paths := self._newest_first():
             try:
-                return self._read(path)
+                return self._read(paths[0])
             except ValueError as error:
-                on_note(f"the checkpoint {path} is {error}: {follows}")
-            path.unlink(missing_ok=True)
+                self.discard(str(error), on_note)
         return None
+
+    def discard(self, what: str, on_note: Callable[[str], None]) -> None:
+        """Remove the newest one, which is of no use, and tell ``on_note`` what it is instead."""
+        path, *rest = self._newest_first()
+        follows = "going on from the one before it" if rest else "beginning again"
+        on_note(f"the checkpoint {path} is {what}: {follows}")
+        path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> State:
         """Raises ``ValueError`` with what a file is instead."""
@@ -96,6 +104,8 @@ class Checkpoints:
             raise ValueError("of another version of qbench")
         if block != self.folder.name:
             raise ValueError("of another block")
+        if not values.keys() >= _NEEDED:
+            raise ValueError("no checkpoint of qbench")
         return State(step, tensors, values)
 
     def remove(self) -> None:
