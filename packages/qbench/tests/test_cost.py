@@ -23,6 +23,7 @@ from qbench.cost import (
     stored_costs,
     table_cost,
 )
+from qbench.errors import UserError
 from qbench.table import load_table, table_names
 
 
@@ -72,6 +73,19 @@ def test_a_low_rank_form_costs_its_factors_and_their_squares() -> None:
     assert multiply_adds(ModelSpec(kind="low_rank", rank=3), "mnist") == 10 * 3 * (784 + 1)
     dense = multiply_adds(ModelSpec(kind="dense"), "digits")
     assert dense == 10 * (64 * 65 // 2 + 64)
+
+
+def test_a_dense_form_on_too_many_features_is_refused_before_anything_trains() -> None:
+    spec = ModelSpec(kind="dense", convolution={"channels": 16, "kernel": 3, "stride": 2})
+    said = (
+        r"^a dense form on 2704 features has 36571600 parameters, and 1024 features are the most: "
+        "choose a low-rank form, or a convolution with a larger stride or fewer channels$"
+    )
+    with pytest.raises(UserError, match=said):
+        multiply_adds(spec, "fmnist")
+    with pytest.raises(UserError, match=said):
+        build_model(spec, (1, 28, 28), 10, 1.0, seed=0)
+    multiply_adds(spec.model_copy(update={"kind": "low_rank", "rank": 1}), "fmnist")
 
 
 def test_the_cost_of_a_cell_grows_with_what_it_does() -> None:

@@ -59,16 +59,22 @@ def _classifier(
     spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: float
 ) -> nn.Module:
     parts, features = _convolved(spec, shape)
-    if spec.kind == "dense" and features > MOST_DENSE_FEATURES:
+    if spec.kind == "dense":
+        check_dense(features, classes)
+    head = _head(spec, features, classes, init_scale)
+    if len(shape) == 1:
+        return head
+    return nn.Sequential(OrderedDict([*parts.items(), ("flatten", nn.Flatten()), ("head", head)]))
+
+
+def check_dense(features: int, classes: int) -> None:
+    """Raise ``UserError`` where a dense form on so many features would be too large."""
+    if features > MOST_DENSE_FEATURES:
         raise UserError(
             f"a dense form on {features} features has {classes * features * (features + 1) // 2} "
             f"parameters, and {MOST_DENSE_FEATURES} features are the most: choose a low-rank form, "
             "or a convolution with a larger stride or fewer channels"
         )
-    head = _head(spec, features, classes, init_scale)
-    if len(shape) == 1:
-        return head
-    return nn.Sequential(OrderedDict([*parts.items(), ("flatten", nn.Flatten()), ("head", head)]))
 
 
 def _convolved(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[OrderedDict[str, nn.Module], int]:

@@ -130,6 +130,9 @@ def _counted(spec: ModelSpec, dataset: str) -> int:
     if spec.kind == "linear":
         return total + info.classes * features
     if spec.rank is None:
+        from qbench.build import check_dense
+
+        check_dense(features, info.classes)  # here, too: it is counted before anything trains
         return total + info.classes * (features * (features + 1) // 2 + features)
     return total + info.classes * spec.rank * (features + 1)
 
