@@ -9,6 +9,7 @@ from qbench.block import plan
 from qbench.executors import run_blocks
 from qbench.report.files import report_of
 from qbench.report.terminal import print_report
+from qbench.report.wording import format_interval
 from qbench.table import load_table
 from qbench.trial import RunFolder
 
@@ -41,6 +42,13 @@ def test_claim_and_measurement_stand_side_by_side(folder: RunFolder) -> None:
     assert "accuracy > linear" in text
     assert "REDUCED RUN" in text
     assert "PARTIAL" in text
+    for cell in report.cells:
+        if report.choices_of(cell) == report.combinations[0]:
+            assert format_interval(cell.interval95, cell.metric) in text
+            assert f" {cell.parameters} " in text
+    said = " ".join(text.split())
+    assert f"Again: {report.command}" in said
+    assert f"commit {(report.commit or 'unknown')[:10]}" in said
 
 
 def test_divergence_is_shown_in_place_of_the_mean(folder: RunFolder) -> None:

@@ -20,6 +20,7 @@ from qbench.report.wording import (
     Tone,
     Verdict,
     format_count,
+    format_interval,
     format_number,
     format_p,
     format_value,
@@ -223,12 +224,6 @@ def _is_drawing(svg: str) -> bool:
     return inside.count("<style") <= 1 and not re.search(r"url\((?!#)|@import", inside)
 
 
-def _interval(value: tuple[float, float] | None, metric: Metric) -> str:
-    if value is None:
-        return ""
-    return f"{format_number(value[0], metric)} … {format_number(value[1], metric)}"
-
-
 def _heading(metric: Metric) -> str:
     words = metric_with_unit(metric)
     return words[0].upper() + words[1:]
@@ -246,7 +241,7 @@ FILTERS = MappingProxyType(
         "text": format_value,
         "count": format_count,
         "metric": _heading,
-        "interval": _interval,
+        "interval": format_interval,
     }
 )
 """How a template says a number, a p-value, a value of an axis, a metric."""

@@ -15,6 +15,8 @@ from qbench.report.wording import (
     VERDICTS,
     Tone,
     Verdict,
+    format_count,
+    format_interval,
     format_number,
     format_p,
     format_value,
@@ -24,17 +26,20 @@ from qbench.report.wording import (
 
 _STYLES: dict[Tone, str] = {"good": "green", "bad": "red", "open": "yellow", "none": "dim"}
 
+_WIDE = 120
+"""Columns of a terminal that hold intervals and costs, too."""
+
 _SIDE_BY_SIDE = 4
 """Combinations of choices in one grid."""
 
 
 def print_report(report: Report, console: Console) -> None:
     """Print the report: notes, one table per panel, the claims, and what the open choices do."""
-    console.print(render(report))
+    console.print(render(report, wide=console.width >= _WIDE))
 
 
-def render(report: Report) -> RenderableType:
-    """The report as something rich can print."""
+def render(report: Report, *, wide: bool) -> RenderableType:
+    """The report as something rich can print; ``wide`` with intervals and costs."""
     parts: list[RenderableType] = [
         Text.assemble((report.title, "bold"), f"  ({report.paper}, {report.shows})")
     ]
@@ -46,7 +51,7 @@ def render(report: Report) -> RenderableType:
             cell for cell in report.cells if cell.panel == panel and report.choices_of(cell) == main
         ]
         if rows:
-            parts.append(_panel_grid(report, panel, rows))
+            parts.append(_panel_grid(report, panel, rows, wide=wide))
     if len(report.combinations) > 1:
         parts += _choices_grids(report)
     parts += _claims_grids(report)
@@ -62,11 +67,12 @@ def _closing(report: Report) -> str:
         f"{', '.join(f'{symbol} {verdict}' for verdict, (symbol, _) in VERDICTS.items())} "
         f"(not decided: p ≥ {LEVEL:g}).\n"
         f"{report.recorded} trials, {report.seconds:.0f} s of training on "
-        f"{report.hardware.get('gpu', cpu)}, torch {report.versions['torch']}."
+        f"{report.hardware.get('gpu', cpu)}, torch {report.versions['torch']}, "
+        f"commit {(report.commit or 'unknown')[:10]}.\nAgain: {report.command}"
     )
 
 
-def _panel_grid(report: Report, panel: str, cells: Sequence[CellReport]) -> Grid:
+def _panel_grid(report: Report, panel: str, cells: Sequence[CellReport], *, wide: bool) -> Grid:
     choices = report.choices_of(cells[0])
     shown = ", ".join(f"{name}={format_value(value)}" for name, value in choices)
     grid = _grid(f"{panel} ({shown})" if shown else panel)
@@ -75,16 +81,23 @@ def _panel_grid(report: Report, panel: str, cells: Sequence[CellReport]) -> Grid
     heading = metric_with_unit(cells[0].metric).replace(" (", "\n(")
     grid.add_column(heading, justify="right")
     grid.add_column("n", justify="right")
+    if wide:
+        grid.add_column("95 %", justify="right", no_wrap=True)
     has_control = any(cell.difference is not None for cell in cells)
     if has_control:
         grid.add_column("Δ", justify="right", no_wrap=True)
         grid.add_column("p", justify="right", no_wrap=True)
-    columns = report.columns[:3]  # 80 columns hold no more; the page and the JSON have all
+    columns = report.columns[:3]  # 80 characters hold no more; the page and the JSON have all
     for name in columns:
         grid.add_column(QUANTITIES[name].short or metric_name(name), justify="right")
+    if wide:
+        for heading in ("parameters", "multiply-\nadds", "seconds"):
+            grid.add_column(heading, justify="right")
     grid.add_column("the paper claims")
     for cell in cells:
         row: list[RenderableType] = [str(cell.axes["model"]), _mean(cell), str(cell.n)]
+        if wide:
+            row.append(format_interval(cell.interval95, cell.metric))
         if has_control:
             gap = cell.difference
             row.append("" if gap is None else format_number(gap, cell.metric, sign=True))
@@ -92,6 +105,9 @@ def _panel_grid(report: Report, panel: str, cells: Sequence[CellReport]) -> Grid
         for name in columns:
             other = cell.others.get(name)
             row.append("" if other is None else format_number(other.mean, name))
+        if wide:
+            row += [format_count(cell.parameters), format_count(cell.multiply_adds)]
+            row.append(f"{cell.seconds:.1f}")
         grid.add_row(*row, _claimed(cell, report))
     return grid
 

@@ -64,6 +64,17 @@ def format_number(
     return shown.replace("-", "−")
 
 
+def format_interval(value: tuple[float, float] | None, metric: Metric) -> str:
+    """An interval, empty where there is none.
+
+    >>> format_interval((97.1, 98.0), "test_accuracy")
+    '97.1 … 98.0'
+    """
+    if value is None:
+        return ""
+    return f"{format_number(value[0], metric)} … {format_number(value[1], metric)}"
+
+
 def format_count(value: int) -> str:
     """A whole number with narrow gaps between thousands.
 
