@@ -14,16 +14,20 @@ from qbench.report.drawing import to_svg
 from qzoo.cli import app as qzoo_app
 
 HERE = Path(__file__).parent
-PAGES = sorted(
-    path
-    for path in HERE.rglob("*.md")
-    if not {"_build", "tutorials", "generated"} & set(path.parts)
-)
+PAGES = [
+    HERE.parent / "README.md",
+    HERE.parent / "CONTRIBUTING.md",
+    *sorted(
+        path
+        for path in HERE.rglob("*.md")
+        if not {"_build", "tutorials", "generated"} & set(path.parts)
+    ),
+]
 COMMANDS = {"qbench": qbench_app, "qzoo": qzoo_app}
 
 
 def name_of(path: Path) -> str:
-    return path.relative_to(HERE).as_posix()
+    return path.relative_to(HERE.parent).as_posix()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -36,10 +40,27 @@ def test_the_examples_of_a_page_run(
         exec(compile(code, str(page), "exec"), names)  # noqa: S102 - the page's own code
 
 
+def commands_of(text: str) -> list[str]:
+    """The commands of ours in what a page shows of a shell, without what stands around them."""
+    shown = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    shown += re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
+    start = re.compile(r"^(?:[A-Z_]+=\S+ )*(?:uv run )?(?=(?:qbench|qzoo) )")
+    parts = re.split(r"\n|&&", "\n".join(shown))
+    lines = [part.partition("#")[0].strip() for part in parts]
+    return [start.sub("", line) for line in lines if start.match(line)]
+
+
+def test_commands_are_found_wherever_a_page_shows_them() -> None:
+    text = (
+        "```sh\nA_B=x uv run qzoo list  # all\n```\nand\n    pip install uv && uv run qbench list\n"
+    )
+    assert commands_of(text) == ["qzoo list", "qbench list"]
+    assert len(commands_of(measured.README.read_text(encoding="utf-8"))) == 10
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_commands_of_a_page_exist(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    for line in re.findall(r"^ {4}((?:qbench|qzoo) [^#\n]*)", text, re.MULTILINE):
+    for line in commands_of(page.read_text(encoding="utf-8")):
         program, *rest = shlex.split(line)
         command = typer.main.get_command(COMMANDS[program])
         while isinstance(command, typer.core.TyperGroup):
