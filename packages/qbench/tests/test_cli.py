@@ -73,7 +73,7 @@ def test_list_as_json_has_the_axes() -> None:
     assert uci["axes"]["scaling"] == ["maxabs", "raw", "minmax", "standard"]
 
 
-def test_list_and_the_report_import_no_mlflow_and_list_no_torch() -> None:
+def test_list_status_and_report_import_no_mlflow_and_list_no_torch(out: Path) -> None:
     code = (
         "import sys; from qbench.cli import app; app(['list'], standalone_mode=False); "
         "sys.exit(str({'torch', 'mlflow', 'sklearn'} & set(sys.modules)) if "
@@ -81,12 +81,16 @@ def test_list_and_the_report_import_no_mlflow_and_list_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    code = (
-        "import sys; import qbench.report.files, qbench.report.terminal, qbench.report.page; "
-        "sys.exit('mlflow' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
+    there = ["--out", str(out)]
+    for arguments in (["status", *there], ["report", "uci", "--quick", *there]):
+        code = (
+            "import sys; sys.modules['mlflow'] = None; from qbench.cli import app; "
+            f"app({arguments!r}, standalone_mode=False)"
+        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "uci" in done.stdout or "four small datasets" in done.stdout
 
 
 def test_version_and_the_entry_point() -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from qbench.trial import RunFolder
 XOR = load_table("xor")
 UCI = load_table("uci")
 ONLY = {"dataset": ("iris",), "model": ("linear", "rank1")}
+TERMINAL = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "100"}
 
 
 def qbench(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -150,6 +151,34 @@ def test_all_tables_that_have_begun_are_listed_and_json_says_the_same(tmp_path: 
     assert qbench("status", "--out", str(tmp_path / "none")).stdout.startswith(
         "Nothing has been run in "
     )
+
+
+def test_a_watch_looks_again_until_it_is_stopped(tmp_path: Path) -> None:
+    run(folder := RunFolder(tmp_path, XOR, create=True), XOR, 1, {})
+    command = [sys.executable, "-m", "qbench", "status", "xor", "--watch", "--out", str(tmp_path)]
+    shown = tmp_path / "shown.txt"
+    with shown.open("w") as file:
+        watch = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.PIPE, text=True, env={**os.environ, **TERMINAL}
+        )
+    try:
+        wait_until(lambda: "1 of 1" in shown.read_text())
+        (result,) = folder.path.glob("*/result.json")
+        result.unlink()
+        wait_until(lambda: "Nothing has been run" in shown.read_text())
+        watch.send_signal(signal.SIGINT)
+        _, said = watch.communicate(timeout=30)
+    finally:
+        watch.kill()
+    assert watch.returncode == 130
+    assert "Traceback" not in said
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_ten_thousand_trials_are_counted_and_reported_within_seconds(tmp_path: Path) -> None:

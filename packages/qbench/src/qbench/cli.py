@@ -84,8 +84,8 @@ def list_tables(
 ) -> None:
     """List the tables: what each shows, its number of trials, and what all of them cost.
 
-    Hours here come from a calibration of a few seconds, made the first time; those on an A100 from
-    its data sheet.
+    Hours here come from a calibration of a few seconds, made the first time and kept in
+    ~/.cache/quadnets/rates.json; those on an A100 from its data sheet.
     """
     from qbench.cost import A100, A100_UTILISATION, calibrate, known_rates, stored_costs
 
