@@ -142,6 +142,8 @@ def _draw_along(
                 va="bottom",
                 fontsize=7.5,
                 color=ALARM,
+                zorder=6,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
             )
 
 
