@@ -1,12 +1,18 @@
 """MLflow's copy of the results, through dead servers and killed syncs: all there, nothing twice."""
 
+import itertools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +139,77 @@ def test_a_server_killed_while_it_records_has_everything_once(tmp_path: Path, se
     assert_whole(server.store, folder.recorded())
 
 
+CUTS = {2: "before", 5: "after", 9: "after", 14: "before"}
+"""Which batches' connections are cut: before the server has heard of it, or after it has done it
+and before it can say so."""
+
+
+class Cut(ThreadingHTTPServer):
+    """Passes requests on to a server, and cuts the connections of some."""
+
+    daemon_threads = True
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(("127.0.0.1", 0), Passing)
+        self.behind, self.batches = uri, itertools.count()
+        self.uri = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Passing(BaseHTTPRequestHandler):
+    server: Cut
+
+    def _pass(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        turn = ""
+        if self.path.endswith("/runs/log-batch"):
+            turn = CUTS.get(next(self.server.batches), "")
+        if turn == "before":
+            return self._cut()
+        request = urllib.request.Request(  # noqa: S310 - our own server
+            self.server.behind + self.path, body or None, dict(self.headers), method=self.command
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+                status, said = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, said = error.code, error.read()
+        if turn == "after":
+            return self._cut()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+        return None
+
+    do_GET = do_POST = _pass  # noqa: N815 - the library's names
+
+    def _cut(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing."""
+
+
+def test_connections_cut_in_the_middle_of_batches_lose_and_double_nothing(
+    tmp_path: Path, folder: RunFolder, mlflow_server: Any
+) -> None:
+    home = tmp_path / "server"
+    home.mkdir()
+    with mlflow_server(home) as behind, Cut(behind.uri) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # MLflow's client tries some requests again by itself: a sync may survive several cuts
+        ends = [synced(folder, server.uri) for _ in range(len(CUTS) + 1)]
+        failed = [errors for status, _, errors in ends if status == 2]
+        assert len(failed) >= 1
+        assert all("run the same command again" in errors for errors in failed)
+        assert ends[-1][0] == 0
+        assert next(server.batches) > max(CUTS)
+        assert_whole(behind.store, folder.recorded())
+        server.shutdown()
+
+
 def test_a_slow_server_that_does_late_what_was_given_up_has_everything_once(
     tmp_path: Path, server: Any
 ) -> None:
@@ -220,7 +297,11 @@ def test_a_run_goes_on_while_its_server_is_away_and_records_when_it_is_back(
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    server.kill()  # in the middle of the run
+    server.kill()  # in the middle of the run, which trains on without it
+    recorded = len(list(tmp_path.glob("uci/*/result.json")))
+    while len(list(tmp_path.glob("uci/*/result.json"))) == recorded < 9:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     server.start()
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
