@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from qbench.activity import recorded
+from qbench.activity import reason_of, recorded
 from qbench.build import build_model
 from qbench.checkpoint import Checkpoints, State, UnfitError
 from qbench.cost import Rates, cell_cost, multiply_adds, stacks
@@ -96,7 +96,7 @@ class _Begin:
             except torch.OutOfMemoryError:
                 raise  # no fault of its
             except (LookupError, RuntimeError, TypeError, ValueError) as error:
-                raise UnfitError from error
+                raise UnfitError(reason_of(error)) from error
         return training
 
 
@@ -223,7 +223,7 @@ def _run(
         return _measure(folder, cell, seeds, setting, on_progress)
     checkpoints = Checkpoints(folder.checkpoint_path(block.name))
     started = time.time()
-    begin, training = _begin(folder, cell, seeds, checkpoints, setting)
+    begin, training = _begun(folder, cell, seeds, checkpoints, setting)
     kept, together = begin.kept, begin.seeds
     facts: dict[str, Any] = {"started": started, "interruptions": 0, "on": _on(setting)}
     if kept is not None:
@@ -279,7 +279,7 @@ def _run(
     return added
 
 
-def _begin(
+def _begun(
     folder: RunFolder,
     cell: Cell,
     seeds: tuple[int, ...],
@@ -297,8 +297,8 @@ def _begin(
         begin: _Begin = told(_Begin(cell.axes, cell.reduced, together, starts, kept))
         try:
             return begin, begin.training(cell.table, setting)
-        except UnfitError:
-            checkpoints.discard("of another training", setting.on_note)
+        except UnfitError as error:
+            checkpoints.discard(f"of another training ({error})", setting.on_note)
 
 
 def _on(setting: Setting) -> dict[str, str | int]:
