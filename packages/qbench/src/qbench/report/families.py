@@ -1,15 +1,16 @@
 """The families of models, and the colour of each."""
 
 from qbench.architecture import ModelSpec
+from qbench.report.drawing import BLUE, GREEN, ORANGE, PINK
 
 FAMILIES = {
     "linear": "#3d444d",
-    "dense form": "#0072b2",
-    "low-rank form": "#d55e00",
-    "affine form": "#009e73",
+    "dense form": BLUE,
+    "low-rank form": ORANGE,
+    "affine form": GREEN,
     "signed form": "#8a5a00",
     "linear network": "#56748c",
-    "quadratic network": "#c2508f",
+    "quadratic network": PINK,
 }
 """The colour of each family."""
 
