@@ -16,8 +16,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from qbench.errors import UserError
-from qbench.leaderboard.entry import Claim, Entry, Measurement, Run, Seed
+from qbench.leaderboard.boards import all_datasets
+from qbench.leaderboard.entry import Claim, Entry, Measurement, Run, Seed, read_entries
 from qbench.leaderboard.site import build, to_csv
+from qbench.leaderboard.standings import rows_of
 from qbench.report.files import write_report
 from qbench.report.numbers import Report
 from qbench.table import load_table
@@ -286,6 +288,27 @@ def test_from_a_table_of_the_papers_to_a_board(site: Path, visit: Callable[..., 
     assert seen.page.url.endswith("boards/uci.html")
     assert seen.errors == []
     seen.page.close()
+
+
+def test_a_row_without_a_control_of_its_size_says_so(tmp_path: Path) -> None:
+    ours = read_entries(Path(__file__).parents[3] / "leaderboard")
+    build(ours, None, tmp_path / "site")
+    pages = tmp_path / "site"
+    alone = [
+        row.entry.id
+        for row in rows_of(all_datasets(), ours)
+        if row.difference_to("plain")
+        and not row.difference_to("parameter-matched")
+        and not row.network.linear
+    ]
+    said = [
+        path.stem
+        for path in (pages / "entries").glob("*.html")
+        if "No linear network with as many parameters" in path.read_text(encoding="utf-8")
+    ]
+    assert sorted(said) == sorted(alone) != []
+    boards = [path.read_text(encoding="utf-8") for path in (pages / "boards").glob("*.html")]
+    assert sum(board.count("none as large") for board in boards) == len(alone)
 
 
 def test_weights_say_how_to_load_them(site: Path, visit: Callable[..., Visit]) -> None:
