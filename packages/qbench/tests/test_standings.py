@@ -225,16 +225,17 @@ def test_groups_are_never_ranked_with_each_other() -> None:
         weights=row.name,
         provenance=row.model_copy(update={"reduced": True}),
     )
+    full = {"reduced": False, "provenance": row}
     others = [
         measured(weights),
-        entry_of("rank2", [99.0, 99.0], selection="best on test"),
+        measured(weights.model_copy(update=full | {"selection": "best on test", "title": "best"})),
         entry_of("rank3", [99.0, 99.0], measurement=None),
     ]
     rows = standings([*others, poor])
     assert [(row.entry.title, row.group, row.rank) for row in rows] == [
         ("linear", "full runs", 1),
         ("weights", "reduced runs", 1),
-        ("rank2", "best on test", 1),
+        ("best", "best on test", 1),
         ("rank3", "not verified", None),
     ]
 

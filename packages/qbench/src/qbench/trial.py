@@ -35,7 +35,6 @@ _VERSIONS = (
 )
 
 
-_SCHEMA = 1  # of a result: grows with what an earlier qbench could not read
 _KEY = re.compile("[0-9a-f]{16}")  # of a trial, and the name of its folder
 
 WEIGHTS = "weights.safetensors"
@@ -89,7 +88,7 @@ class Result(Record):
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    schema_version: Literal[1] = _SCHEMA
+    schema_version: Literal[1] = 1
     key: str = Field(pattern=r"^[0-9a-f]{16}$")
     table: str
     version: int
@@ -271,10 +270,13 @@ def read_result(path: Path) -> Result:
     return result
 
 
+_NEWEST = Result.model_fields["schema_version"].default
+
+
 def no_result(path: Path, content: bytes, error: ValidationError) -> UserError:
     """What to say of a file that is no result: one of a later qbench is not to be deleted."""
     try:
-        later = json.loads(content)["schema_version"] > _SCHEMA
+        later = json.loads(content)["schema_version"] > _NEWEST
     except (ValueError, RecursionError, LookupError, TypeError):
         later = False
     if later:
