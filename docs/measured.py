@@ -135,9 +135,9 @@ def accuracies(report: Report) -> str:
             ]
             lines.append(f"| {' | '.join(values)} |")
         parts.append("\n".join(lines))
-    mark = f"**{report.mark}:** {' '.join(report.warnings)}\n\n" if report.mark else ""
+    warnings = "".join(f"**{warning}**\n\n" for warning in report.warnings)
     return (
-        f"{mark}"
+        warnings
         + "\n\n".join(parts)
         + "\n\nMean ± standard deviation (seeds); differences are paired over seeds, p corrected "
         f"by Holm over all of them. `{report.command}`\n"
