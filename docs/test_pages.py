@@ -82,5 +82,22 @@ def test_the_readmes_table_and_picture_are_what_was_measured_and_drawn() -> None
     assert measured.PICTURE.read_text(encoding="utf-8") == to_svg(figures.neuron())
 
 
+def test_models_stand_in_the_order_of_their_accuracy_with_what_was_measured() -> None:
+    (report,) = (report for report in measured.reports() if report.table == "fmnist")
+    rows = [
+        [part.strip() for part in line.strip("|").split("|")]
+        for line in measured.accuracies(report).splitlines()
+        if line.startswith("| `")
+    ]
+    found = {str(cell.axes["model"]): cell for cell in report.cells}
+    assert sorted(name.strip("`") for name, *_ in rows) == sorted(found)
+    means = [found[name.strip("`")].mean or 0.0 for name, *_ in rows]
+    assert means == sorted(means, reverse=True)
+    for name, accuracy, gap, *_ in rows:
+        cell = found[name.strip("`")]
+        assert accuracy.startswith(f"{cell.mean:.1f} ± {cell.std:.1f} ({cell.n})")
+        assert bool(gap) == (cell.axes["model"] != report.control)
+
+
 def test_there_are_pages() -> None:
     assert len(PAGES) > 8
