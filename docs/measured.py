@@ -17,6 +17,7 @@ from qbench.report.claims import ClaimReport
 from qbench.report.drawing import to_svg
 from qbench.report.files import read_reports
 from qbench.report.numbers import Report
+from qbench.report.page import runs_of
 from qbench.report.wording import (
     VERDICTS,
     format_count,
@@ -117,12 +118,7 @@ def accuracies(report: Report) -> str:
             "| multiply-adds |",
             "|---|---:|---:|---:|---:|---:|",
         ]
-        cells = [
-            cell
-            for cell in report.cells
-            if cell.panel == panel and report.choices_of(cell) == report.combinations[0]
-        ]
-        for cell in sorted(cells, key=lambda cell: -(cell.mean or 0.0)):
+        for cell in sorted(runs_of(report, panel)[0].cells, key=lambda cell: -(cell.mean or 0.0)):
             spread = f" ± {format_number(cell.std, cell.metric)}" if cell.std is not None else ""
             gap = format_number(cell.difference, cell.metric, sign=True)
             values = [

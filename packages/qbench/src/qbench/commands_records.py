@@ -78,7 +78,7 @@ def _statuses(out: Path, tables: Sequence[Table], wanted: int | None) -> Iterato
             number = wanted or table.usual_seeds(reduced)
             for choices in combinations.values():
                 cells = table.cells(choices={k: (v,) for k, v in choices.items()}, reduced=reduced)
-                found = status_of(folder, list(cells), number, choices)
+                found = status_of(folder, list(cells), number)
                 if found.recorded or found.running or found.stopped or found.failed:
                     yield found
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -58,14 +57,12 @@ class Status(Frozen):
         return self.finished + self.diverged
 
 
-def status_of(
-    folder: RunFolder,
-    cells: Sequence[Cell],
-    seeds: int,
-    choices: Mapping[str, Scalar] = MappingProxyType({}),
-) -> Status:
-    """The status of these cells with the seeds 0 … ``seeds`` - 1; ``choices`` are those that the
-    cells have, where they are not the defaults."""
+def status_of(folder: RunFolder, cells: Sequence[Cell], seeds: int) -> Status:
+    """The status of these cells, under one combination of choices, with the seeds 0 … ``seeds``
+    - 1."""
+    choices: dict[str, Scalar] = {}
+    for cell in cells:  # one that a choice changes nothing for has its default
+        choices |= other_choices(folder.table, cell.axes)
     counts = {"finished": 0, "diverged": 0}
     seconds: dict[str, list[float]] = {cell.key: [] for cell in cells}
     for cell in cells:
@@ -86,7 +83,7 @@ def status_of(
     return Status(
         table=folder.table.id,
         reduced=cells[0].reduced,
-        choices=dict(choices),
+        choices=choices,
         expected=len(cells) * seeds,
         finished=counts["finished"],
         diverged=counts["diverged"],

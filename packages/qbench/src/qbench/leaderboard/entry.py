@@ -106,6 +106,11 @@ class Run(Frozen):
         """The test accuracy by seed, of those that did not diverge."""
         return {one.seed: one.accuracy for one in self.seeds if one.accuracy is not None}
 
+    @property
+    def seconds(self) -> float | None:
+        """What training one seed took, in the mean; None where that was not measured."""
+        return fmean(one.seconds for one in self.seeds) or None
+
     def mean_of(self, seeds: Iterable[int]) -> float:
         """The mean accuracy of these seeds, none of which diverged."""
         return fmean(self.accuracies[seed] for seed in seeds)

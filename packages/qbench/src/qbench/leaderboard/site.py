@@ -134,6 +134,11 @@ class _Pages:
     def __init__(self, folder: Path, tables: Sequence[Report]) -> None:
         self._folder = folder
         self.count = 0
+        # what every page leads to: a name, a title, and the address from the first page
+        self._links = [("index", "Quadnets", "index.html")]
+        self._links += [(key, board.title, f"boards/{key}.html") for key, board in BOARDS.items()]
+        if tables:
+            self._links.append(("tables", "The papers’ tables", "index.html#tables"))
         parts = resources.files("qbench.leaderboard") / "pages"
         self._environment = new_environment()
         self._environment.loader = jinja2.FunctionLoader(
@@ -143,6 +148,7 @@ class _Pages:
         self._environment.globals.update(
             boards=BOARDS,
             tables=tables,
+            links=self._links,
             tones=_TONES,
             version=__version__,
             made=datetime.now(UTC).date().isoformat(),
@@ -217,9 +223,7 @@ class _Pages:
         name = report.table
         text = json.dumps(report.model_dump(mode="json"), ensure_ascii=False, allow_nan=False)
         _write(self._folder / "tables" / f"{name}.json", text + "\n")
-        links = {"Quadnets": "../index.html"}
-        links |= {board.title: f"../boards/{key}.html" for key, board in BOARDS.items()}
-        links |= {"The papers’ tables": "../index.html#tables"}
+        links = {title: f"../{address}" for _, title, address in self._links}
         page = render_page(report, figures, f"{name}.json", links=links)
         _write(self._folder / "tables" / f"{name}.html", page)
         self.count += 1

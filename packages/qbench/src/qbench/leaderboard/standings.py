@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import groupby
-from statistics import fmean
 from typing import Any, Literal, get_args
 
 import qcore
@@ -96,8 +95,7 @@ class Row:
     @property
     def seconds(self) -> float | None:
         """Of training one seed, as a run measured it; what is claimed of weights is no measure."""
-        run = self.entry.run
-        return (fmean(one.seconds for one in run.seeds) or None) if run is not None else None
+        return self.entry.run.seconds if self.entry.run is not None else None
 
 
 def standings(entries: Sequence[Entry]) -> list[Row]:

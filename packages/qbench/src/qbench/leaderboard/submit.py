@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from pydantic import ValidationError
@@ -325,7 +324,7 @@ def _known(weights: str | None, record: Provenance | None, run: Run | None) -> d
             raise UserError("all seeds of the run diverged: there is no accuracy to claim")
         facts |= {
             "accuracy": of_seeds.mean,
-            "training_seconds": fmean(one.seconds for one in run.seeds) or None,
+            "training_seconds": run.seconds,
             "hardware": machine(run.hardware),
         }
     return {name: value for name, value in facts.items() if value is not None}
