@@ -1,0 +1,319 @@
+"""Every number of the page of findings is what ``results/`` holds.
+
+A sentence stands here with places in the order of its numbers; where results change, the test says
+how the page must read.
+"""
+
+import re
+
+import measured
+import pytest
+
+from qbench.report.numbers import CellReport, Report
+
+TEXT = " ".join((measured.ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split())
+REPORTS = {report.table: report for report in measured.reports()}
+
+
+def cell(table: str, model: str, panel: str, **choices: float | str) -> CellReport:
+    """The cell under these choices, or the defaults, which come first."""
+    return next(
+        cell
+        for cell in REPORTS[table].cells
+        if cell.axes["model"] == model
+        and cell.panel == panel
+        and all(cell.axes[name] == value for name, value in choices.items())
+    )
+
+
+def mean(table: str, model: str, panel: str, **choices: float | str) -> float:
+    found = cell(table, model, panel, **choices).mean
+    assert found is not None
+    return found
+
+
+def best(model: str, dataset: str) -> float:
+    """Test accuracy in `matched` at the rate that validation chose among those of all seeds."""
+    cells = [
+        cell
+        for cell in REPORTS["matched"].cells
+        if cell.axes["model"] == model and cell.axes["dataset"] == dataset and cell.diverged == 0
+    ]
+    chosen = max(cells, key=lambda cell: cell.others["validation_accuracy"].mean or 0.0)
+    assert chosen.mean is not None
+    return chosen.mean
+
+
+def ahead(table: str, model: str, other: str, panel: str) -> float:
+    return mean(table, model, panel) - mean(table, other, panel)
+
+
+def p_value(report: Report, text: str) -> float:
+    """The p of the claim that begins so."""
+    (claim,) = (claim for claim in report.claims if claim.text.startswith(text))
+    found = re.search(r"p = ([\d.]+)", claim.why)
+    assert found, claim.why
+    return float(found[1])
+
+
+def learned(model: str) -> int:
+    """Trials of `collapse` that learned."""
+    cells = [cell for cell in REPORTS["collapse"].cells if cell.axes["model"] == model]
+    return round(sum((cell.mean or 0.0) / 100 * cell.trials for cell in cells))
+
+
+def trials(model: str) -> int:
+    """Trials of `collapse`."""
+    return sum(cell.trials for cell in REPORTS["collapse"].cells if cell.axes["model"] == model)
+
+
+def short(init_scale: float) -> float:
+    """How far the interval of the dense form ends below what is printed, in points."""
+    found = cell("mnist", "dense", "mnist", lr=0.02, init_scale=init_scale, pixels="unit")
+    assert found.interval95 is not None
+    return 97.9 - found.interval95[1]
+
+
+def params(table: str, model: str) -> int:
+    return next(c for c in REPORTS[table].cells if c.axes["model"] == model).parameters
+
+
+def lost(dataset: str) -> float:
+    """The most that keeping ten eigenvectors loses."""
+    (claim,) = (
+        claim
+        for claim in REPORTS["spectrum"].claims
+        if claim.text.startswith("test accuracy lost") and claim.panel == dataset
+    )
+    found = re.search(r"ends at ([\d.]+)", claim.why)
+    assert found, claim.why
+    return float(found[1])
+
+
+COMBINED, NEURONS = REPORTS["combined"], REPORTS["neurons"]
+CHOSEN_PIXELS = [
+    mean("mnist", "linear", "mnist", pixels=pixels, lr=lr)
+    for pixels in ("centred", "standardised")
+    for lr in (0.01, 0.02)
+]
+FASHION = [mean("rank", f"rank{rank}", "fmnist") for rank in range(3, 11)]
+ON_DIGITS = [
+    mean("digits", str(cell.axes["model"]), "digits32") for cell in REPORTS["digits"].cells
+]
+ON_CIFAR = {
+    model: mean("relinear", model, "cifar10, depth 20")
+    for model in ("resnet", "resnet-wide", "gradients-1e-5")
+}
+
+SENTENCES: list[tuple[str, list[float]]] = [
+    (
+        "a form of rank 4 is {:.1f} points ahead of a ReLU network with as many parameters "
+        "({:.1f} and {:.1f} %, ten seeds), one of rank 10 is {:.1f} ahead",
+        [
+            ahead("rank", "rank4", "relu-as-rank4", "mnist"),
+            mean("rank", "rank4", "mnist"),
+            mean("rank", "relu-as-rank4", "mnist"),
+            ahead("rank", "rank10", "relu-as-rank10", "mnist"),
+        ],
+    ),
+    ("on Fashion-MNIST {:.1f} each", [ahead("rank", "rank4", "relu-as-rank4", "fmnist")]),
+    ("on Fashion-MNIST {:.1f} each", [ahead("rank", "rank10", "relu-as-rank10", "fmnist")]),
+    (
+        "the ReLU network is ahead by {:.1f} at both ranks",
+        [best("relu-as-rank4", "mnist") - best("rank4", "mnist")],
+    ),
+    (
+        "the ReLU network is ahead by {:.1f} at both ranks ({:.1f} and {:.1f}, {:.1f} and {:.1f} "
+        "%, five seeds), and a linear classifier is level with rank one ({:.1f} and {:.1f} %, not "
+        "decided)",
+        [
+            best("relu-as-rank10", "mnist") - best("rank10", "mnist"),
+            best("relu-as-rank4", "mnist"),
+            best("rank4", "mnist"),
+            best("relu-as-rank10", "mnist"),
+            best("rank10", "mnist"),
+            best("linear", "mnist"),
+            best("rank1", "mnist"),
+        ],
+    ),
+    (
+        "{:.1f} and {:.1f} % at rank 10, {:.1f} and {:.1f} at rank 4, {:.1f} and {:.1f} at rank 1, "
+        "linear {:.1f}",
+        [
+            best("relu-as-rank10", "fmnist"),
+            best("rank10", "fmnist"),
+            best("relu-as-rank4", "fmnist"),
+            best("rank4", "fmnist"),
+            best("relu-as-rank1", "fmnist"),
+            best("rank1", "fmnist"),
+            best("linear", "fmnist"),
+        ],
+    ),
+    (
+        "At rank 10 the signed form reaches {:.1f} % where the plain sum of squares has {:.1f} and "
+        "the ReLU network {:.1f}",
+        [
+            best("rank10-signed", "mnist"),
+            best("rank10", "mnist"),
+            best("relu-as-rank10", "mnist"),
+        ],
+    ),
+    ("sharing the squares among the classes ({:.1f} %)", [best("squared-as-rank10", "mnist")]),
+    ("clipping gradients little ({:.1f} %, not decided)", [best("rank10-clipped", "mnist")]),
+    ("stays half a point behind ({:.1f} %)", [best("quadratic-as-rank10", "mnist")]),
+    (
+        "from {:.1f} % at rank 10 to {:.1f} with signs, {:.1f} with first-order terms as well, "
+        "{:.1f} with clipped gradients, which bear three times the rate (p = {:.2f}), {:.1f} with "
+        "the ReLinear paper's neuron; the ReLU network has {:.1f}.",
+        [
+            best("rank10", "fmnist"),
+            best("rank10-signed", "fmnist"),
+            best("rank10-signed-affine", "fmnist"),
+            best("rank10-clipped", "fmnist"),
+            p_value(
+                REPORTS["matched"],
+                "rank10 < rank10-clipped in test accuracy, each at its best lr on fmnist",
+            ),
+            best("quadratic-as-rank10", "fmnist"),
+            best("relu-as-rank10", "fmnist"),
+        ],
+    ),
+    ("the dense form ends at {:.1f}", [mean("mnist", "dense", "mnist", lr=0.02)]),
+    (
+        "the linear row is above what is printed ({:.1f} to {:.1f})",
+        [min(CHOSEN_PIXELS), max(CHOSEN_PIXELS)],
+    ),
+    (
+        "with 1/{:.0f} of the parameters",
+        [
+            next(c.parameters for c in REPORTS["rank"].cells if c.axes["model"] == "relu8000")
+            / params("rank", "rank1")
+        ],
+    ),
+    (
+        "the dense form is as claimed** ({:.1f} %, linear {:.1f} behind the same convolution); "
+        "ranks beyond two are level ({:.1f} to {:.1f})",
+        [
+            mean("fmnist", "dense", "fmnist"),
+            mean("fmnist", "linear", "fmnist"),
+            min(FASHION),
+            max(FASHION),
+        ],
+    ),
+    (
+        "Of {} trials over four depths and six learning rates, without normalisation, {} linear "
+        "networks learned, {} quadratic ones from a conventional start, {} with ReLinear's rate "
+        "(γ = 0.01), {} from the linear reference alone, and {} from a conventional start with "
+        "clipped gradients.",
+        [
+            trials("linear"),
+            *map(
+                learned,
+                ("linear", "conventional", "relinear-gamma", "reference", "clipped"),
+            ),
+        ],
+    ),
+    (
+        "({:.1f} and {:.1f} points lost at most over three seeds)",
+        [lost("mnist"), lost("fmnist")],
+    ),
+    (
+        "{:.1f} % with a rank-4 classifier against {:.1f} with a linear one, for {:.1f} % more "
+        "parameters (p = {:.2f})",
+        [
+            mean("combined", "head", "digits32"),
+            mean("combined", "linear", "digits32"),
+            100 * (params("combined", "head") / params("combined", "linear") - 1),
+            p_value(COMBINED, "linear < head in test accuracy on digits32"),
+        ],
+    ),
+    (
+        "learn at a tenth of the rate (γ = 0.1) {:.1f},",
+        [mean("combined", "convolutions", "digits32")],
+    ),
+    (
+        "one of as many parameters ({:.1f}) by what they do (p = {:.3f})",
+        [
+            mean("combined", "linear-wide", "digits32"),
+            p_value(COMBINED, "linear-wide < convolutions in test accuracy on digits32"),
+        ],
+    ),
+    (
+        "Both together have {:.1f}, less than the classifier alone (p = {:.2f})",
+        [
+            mean("combined", "both", "digits32"),
+            p_value(COMBINED, "head < both in test accuracy on digits32"),
+        ],
+    ),
+    (
+        "they have {:.1f}, the compact ones {:.1f}, where a linear network has {:.1f} and one of "
+        "as many parameters {:.1f}: three seeds do not decide that yet (p = {:.2f})",
+        [
+            mean("neurons", "quadratic", "digits32"),
+            mean("neurons", "compact", "digits32"),
+            mean("neurons", "linear", "digits32"),
+            mean("neurons", "linear-wide", "digits32"),
+            p_value(NEURONS, "linear-wide < quadratic in test accuracy on digits32"),
+        ],
+    ),
+    (
+        "have {:.1f} to {:.1f} %, and three seeds decide nothing",
+        [min(ON_DIGITS), max(ON_DIGITS)],
+    ),
+    (
+        "it is where the linear ResNet-20 is ({:.1f} and {:.1f} %)",
+        [ON_CIFAR["gradients-1e-5"], ON_CIFAR["resnet"]],
+    ),
+    (
+        "as many parameters is {:.1f} points ahead",
+        [ON_CIFAR["resnet-wide"] - ON_CIFAR["gradients-1e-5"]],
+    ),
+]
+
+AS_STATED = [
+    "p < 0.05",
+    "(0.01, no momentum, 5 epochs)",
+    "(89.8 ± 0.5, 93.1 ± 0.4, 98.0 ± 0.1)",  # printed in the paper
+    "At the stated rate, 0.01,",
+    "At 0.02 the first two",
+    "At 0.03 the dense form",
+    "is 0.7 to 0.8 for 0, 3, 4, 6 and 9, and below 0.1 for 1, 2 and 8",  # of the figure
+    "on Fashion-MNIST, it is 0.7 for all ten classes",  # of the figure
+    "(50 and 77 %)",  # of the figure
+    "Twelve epochs of SGD at 0.02",
+    "(γ = 0.01)",
+    "(γ = 0.1)",
+]
+"""Numbers of a recipe or a paper, and those that stand in a figure of ``results/`` alone."""
+
+
+@pytest.mark.parametrize(("sentence", "values"), SENTENCES, ids=[s[:40] for s, _ in SENTENCES])
+def test_a_sentence_says_what_was_measured(sentence: str, values: list[float]) -> None:
+    assert sentence.format(*values) in TEXT
+
+
+@pytest.mark.parametrize("init_scale", [1.0, 0.3, 0.1])
+def test_the_dense_form_ends_a_little_short_of_what_is_printed(init_scale: float) -> None:
+    assert "its interval a hundredth or three of a point short" in TEXT
+    assert round(short(init_scale), 2) in (0.01, 0.02, 0.03)
+
+
+def test_no_other_number_stands_on_the_page() -> None:
+    known = [sentence.format(*values) for sentence, values in SENTENCES] + AS_STATED
+    covered = {
+        place
+        for words in known
+        for found in re.finditer(re.escape(words), TEXT)
+        for place in range(*found.span())
+    }
+    others = [m for m in re.finditer(r"\d+\.\d+", TEXT) if m.start() not in covered]
+    assert [TEXT[max(m.start() - 40, 0) : m.end() + 20] for m in others] == []
+
+
+def test_what_is_stated_as_it_is_stands_on_the_page() -> None:
+    assert [words for words in AS_STATED if words not in TEXT] == []
+
+
+def test_a_number_that_was_not_measured_is_seen() -> None:
+    sentence, values = SENTENCES[0]
+    assert sentence.format(values[0] + 0.1, *values[1:]) not in TEXT
