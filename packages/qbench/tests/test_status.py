@@ -159,7 +159,13 @@ def test_a_watch_looks_again_until_it_is_stopped(tmp_path: Path) -> None:
     shown = tmp_path / "shown.txt"
     with shown.open("w") as file:
         watch = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.PIPE, text=True, env={**os.environ, **TERMINAL}
+            command,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **TERMINAL},
+            # a program that a script starts in the background ignores it, and so do its own
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         wait_until(lambda: "1 of 1" in shown.read_text())

@@ -16,7 +16,7 @@ class Strategy(Frozen):
     Without it they train as all others. ``start`` is where they begin: at the linear ``reference``,
     or ``conventional``, where those that are 0 there, of g and b in the paper's neuron, are drawn
     as PyTorch draws a layer; all else, r among it, is as the network draws it in both. ``vary``
-    names one factor of one branch, which is ``value``; the other branch then stays linear.
+    names a factor, which is ``value``; where it is that of one branch, the other stays linear.
 
     >>> Strategy(lr_g=1e-5, lr_b=1e-5).relinear
     {'lr_g': 1e-05, 'lr_b': 1e-05}
@@ -31,7 +31,9 @@ class Strategy(Frozen):
     lr_g: float | None = None
     lr_b: float | None = None
     weight_decay: Literal["reference", "published"] | None = None
-    vary: Literal["gamma_g", "gamma_b", "alpha_g", "alpha_b", "beta_g", "beta_b"] | None = None
+    vary: (
+        Literal["gamma", "gamma_g", "gamma_b", "alpha_g", "alpha_b", "beta_g", "beta_b"] | None
+    ) = None
     value: float | None = None
 
     @property
@@ -40,7 +42,8 @@ class Strategy(Frozen):
         given = self.model_dump(exclude={"start", "vary", "value"}, exclude_none=True)
         if self.vary is not None:
             factor, _, branch = self.vary.partition("_")
-            given[factor] = (self.value, 0.0) if branch == "g" else (0.0, self.value)
+            values = {"": self.value, "g": (self.value, 0.0), "b": (0.0, self.value)}
+            given[factor] = values[branch]
         return given
 
     @model_validator(mode="after")
