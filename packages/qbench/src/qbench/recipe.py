@@ -20,6 +20,8 @@ class Strategy(Frozen):
 
     >>> Strategy(lr_g=1e-5, lr_b=1e-5).relinear
     {'lr_g': 1e-05, 'lr_b': 1e-05}
+    >>> Strategy(vary="gamma_g", value=0.1).relinear, Strategy(vary="gamma", value=0.1).relinear
+    ({'gamma': (0.1, 0.0)}, {'gamma': 0.1})
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
