@@ -164,6 +164,7 @@ def test_a_run_is_recorded_on_a_server_as_well(tmp_path: Path, server: str) -> N
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "not all is recorded" not in done.stderr
+    assert f"\nMLflow: {server}, or mlflow ui --backend-store-uri sqlite:" in done.stdout
     run_folder = RunFolder(tmp_path, UCI)
     only = {"dataset": ("iris",), "model": ("linear",)}
     results = list(run_folder.results(UCI.cells(only, reduced="quick")))

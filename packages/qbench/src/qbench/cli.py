@@ -301,7 +301,8 @@ def run(
         report, found = report_of(folder, reduced=reduced)
         page = write_report(report, found, folder)
         print_report(report, console)
-        mlflow_ui = f"mlflow ui --backend-store-uri {shlex.quote(default_uri(out))}"
+        server = f"{tracking_uri}, or " if tracking_uri else ""
+        mlflow_ui = f"{server}mlflow ui --backend-store-uri {shlex.quote(default_uri(out))}"
         console.print(
             f"{trials} trials run in {trained:.0f} s, {there} were there already"
             + ("" if problem else f"; another {recorded:.0f} s until all were in MLflow")
