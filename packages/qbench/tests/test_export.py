@@ -98,6 +98,13 @@ def test_a_bundled_digits_network_loads_by_its_name(runs: Path, tmp_path: Path) 
     ]
 
 
+def test_weights_that_relinear_has_not_trained_are_not_called_so(
+    runs: Path, tmp_path: Path
+) -> None:
+    (_, result) = exportable(runs)
+    assert export(runs, result.key, tmp_path).name == "cifar_resnet20_rank2.digits"
+
+
 def test_another_tag_may_be_given(runs: Path, tmp_path: Path) -> None:
     (_, result) = exportable(runs)
     record = export(runs, result.key, tmp_path, tag="plain_digits")

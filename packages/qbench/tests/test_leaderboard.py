@@ -492,6 +492,11 @@ def test_the_command_line_submits_verifies_and_lists(tmp_path: Path, weights: Pa
         ("too-good", 1, "differs"),
     ]
     assert "qresnet20-mine" in qbench("list").stdout
+    assert "qresnet20-mine" in qbench("list", "uci").stdout
+    assert json.loads(qbench("list", "mnist", "--json").stdout) == []
+    said = qbench("list", "uic")
+    assert (said.returncode, said.stderr.count("\n")) == (2, 1)
+    assert "unknown board 'uic': did you mean 'uci'?" in said.stderr
     said = qbench("verify", "qresnet20-mien")
     assert (said.returncode, said.stderr.count("\n")) == (2, 1)
     assert "unknown entry 'qresnet20-mien': did you mean 'qresnet20-mine'?" in said.stderr

@@ -366,7 +366,11 @@ def export(
         "weights"
     ),
     tag: Annotated[
-        str | None, typer.Option(help="What tells these weights from others of the network.")
+        str | None,
+        typer.Option(
+            help="What tells these weights from others of the network; by default the dataset's "
+            "short name, with relinear_ before it where ReLinear was used."
+        ),
     ] = None,
     out: Out = Path("runs"),
     data: Data = None,

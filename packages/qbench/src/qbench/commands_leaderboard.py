@@ -150,18 +150,22 @@ def verify(
         raise typer.Exit(1)
 
 
-@leaderboard_app.command("list", epilog="Example: qbench leaderboard list --json")
+@leaderboard_app.command("list", epilog="Example: qbench leaderboard list cifar10")
 def list_entries(
+    board: Annotated[
+        str | None, typer.Argument(help="mnist, fmnist, cifar10 or uci; without one, all.")
+    ] = None,
     entries: Entries = _ENTRIES,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the entries of each dataset in the order of their ranks."""
-    from qbench.leaderboard.boards import all_datasets
+    from qbench.leaderboard.boards import all_datasets, get_board
     from qbench.leaderboard.entry import read_entries
     from qbench.leaderboard.site import record_of
     from qbench.leaderboard.standings import rows_of
 
-    rows = rows_of(all_datasets(), read_entries(entries))
+    datasets = get_board(board).datasets if board else all_datasets()
+    rows = rows_of(datasets, read_entries(entries))
     if as_json:
         typer.echo(json.dumps([record_of(row) for row in rows], indent=1))
         return

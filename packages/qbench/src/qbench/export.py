@@ -75,7 +75,7 @@ def export(
     The accuracy of the written file is measured in float32, through timm's own reading of the
     images; it has to be what the trial recorded. One of another precision recorded what it has in
     that one, and may differ: both accuracies are in the record, and they are not compared. ``tag``
-    is by default the dataset's short name, with ``relinear_`` before it for a network of the zoo's.
+    is by default the dataset's short name, with ``relinear_`` before it where ReLinear was used.
 
     Raises ``UserError`` for a trial that is not there, weights that are damaged, another accuracy
     than the recorded one, and where the zoo refuses the network. Nothing is left in ``to`` then.
@@ -96,7 +96,7 @@ def export(
             f"choose one of {', '.join(name for name, known in DATASETS.items() if known.timm)}"
         )
     model = _network(cell, result.seed, state)
-    prefix = "relinear_" if cell.model.kind == "zoo" else ""
+    prefix = "relinear_" if cell.recipe.strategy.relinear else ""
     train, _, _ = parts(load_images(cell.dataset, root), result.recipe)
     mean, std = normalisation(result.recipe.pixels, train[0])
     preprocessing = Preprocessing(

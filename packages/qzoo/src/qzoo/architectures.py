@@ -86,12 +86,13 @@ ARCHITECTURES: Mapping[str, Arguments] = MappingProxyType({**CIFAR_QRESNETS, **D
 def default_tag(name: str) -> str:
     """The tag of a model's default input and classes.
 
-    >>> default_tag("qresnet20"), default_tag("diqnn_rank4"), default_tag("diqnn_conv")
-    ('relinear_c10', 'mnist', 'fmnist')
+    >>> default_tag("qresnet20"), default_tag("cifar_resnet20"), default_tag("diqnn_rank4")
+    ('relinear_c10', 'c10', 'mnist')
     """
     if name in DIQNNS:
         return "fmnist" if "convolution" in DIQNNS[name] else "mnist"
-    return "relinear_c10"
+    is_linear = CIFAR_QRESNETS.get(name, {}).get("neuron") == "linear"
+    return "c10" if is_linear else "relinear_c10"
 
 
 def convolved(size: Sequence[int], convolution: Sequence[int]) -> tuple[int, int]:
