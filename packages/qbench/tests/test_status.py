@@ -74,6 +74,26 @@ def test_blocks_under_other_choices_are_a_row_of_their_own(tmp_path: Path) -> No
     assert (other["finished"], other["expected"]) == (0, plain["expected"])
 
 
+def test_what_was_recorded_under_other_choices_is_shown_where_they_stand(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, UCI, create=True)
+    only = {"dataset": ("iris",), "model": ("linear",)}
+    for choices in ({"scaling": ("standard",), "init_scale": (0.1,)}, {"scaling": ("raw",)}):
+        cells = UCI.cells(only, choices, reduced="quick")
+        for _ in run_blocks(folder, plan(folder, cells, 1)):
+            pass
+    shutil.rmtree(folder.path / ".activity")
+    (folder.path / "0123456789abcdef").mkdir()
+    (folder.path / "0123456789abcdef" / "result.json").write_text("{}")  # somebody else's
+    shown = json.loads(qbench("status", "uci", "--out", str(tmp_path), "--json").stdout)
+    assert [(one["choices"], one["finished"]) for one in shown] == [
+        ({"scaling": "raw"}, 1),
+        ({"scaling": "standard", "init_scale": 0.1}, 1),
+    ]
+    said = qbench("status", "--out", str(tmp_path)).stdout
+    assert "scaling=raw" in said
+    assert "init_scale=0.1" in said
+
+
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A run of some seconds under way, its first block begun."""

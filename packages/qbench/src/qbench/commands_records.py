@@ -12,11 +12,11 @@ from rich.live import Live
 from rich.table import Table as Grid
 from rich.text import Text
 
-from qbench.activity import Activity, activities
+from qbench.activity import Activity
 from qbench.errors import UserError
 from qbench.report.wording import format_duration, format_value
-from qbench.status import Status, other_choices, status_of
-from qbench.table import REDUCTIONS, Table, load_table, table_names
+from qbench.status import Status, statuses
+from qbench.table import Table, load_table, table_names
 from qbench.trial import RunFolder
 
 _EVERY = 2.0  # seconds between two looks of --watch
@@ -45,9 +45,9 @@ def status(
 ) -> None:
     """Show what ran, what is running, what failed and why, and what is left.
 
-    Trials are counted under the default choices, and under others while blocks of them are there;
-    those of --quick and --budget by themselves. The time left is at the pace of the trials
-    recorded, over the processes running now.
+    Trials are counted under the default choices and under each of the others that were run, those
+    of --quick and --budget by themselves. The time left is at the pace of the trials recorded, over
+    the processes running now.
     """
     tables = [load_table(name) for name in ([table] if table else table_names())]
     if as_json:
@@ -66,37 +66,24 @@ def status(
 
 
 def _statuses(out: Path, tables: Sequence[Table], wanted: int | None) -> Iterator[Status]:
-    """The tables that have begun, in full and reduced each by themselves, and so each combination
-    of choices that has blocks."""
     for table in tables:
         folder = RunFolder(out, table)
-        if not folder.path.is_dir():
-            continue
-        seen = [other_choices(table, activity.axes) for activity, _ in activities(folder)]
-        combinations = {tuple(choices.items()): choices for choices in ({}, *seen)}
-        for reduced in (None, *(name for name in REDUCTIONS if table.reduction(name))):
-            number = wanted or table.usual_seeds(reduced)
-            for choices in combinations.values():
-                cells = table.cells(choices={k: (v,) for k, v in choices.items()}, reduced=reduced)
-                found = status_of(folder, list(cells), number)
-                if found.recorded or found.running or found.stopped or found.failed:
-                    yield found
+        if folder.path.is_dir():
+            yield from statuses(folder, wanted)
 
 
 def _render(found: Sequence[Status], out: Path, *, detailed: bool) -> RenderableType:
     if not found:
         return f"Nothing has been run in {out}: begin with qbench run uci --quick --out {out}"
     grid = Grid()
-    grid.add_column("table", no_wrap=True)
+    grid.add_column("table", overflow="fold")
     for heading in ("recorded", "diverged", "running", "stopped", "failed", "left"):
         grid.add_column(heading, justify="right", no_wrap=True)
     for one in found:
+        choices = ", ".join(f"{name}={format_value(v)}" for name, v in one.choices.items())
         grid.add_row(
-            " ".join(
-                (
-                    f"{one.table}{f' --{one.reduced}' if one.reduced else ''}",
-                    *(f"{name}={format_value(value)}" for name, value in one.choices.items()),
-                )
+            Text(f"{one.table}{f' --{one.reduced}' if one.reduced else ''}").append(
+                f"\n{choices}" if choices else "", style="dim"
             ),
             f"{one.recorded} of {one.expected}",
             *(str(count or "") for count in (one.diverged, len(one.running))),

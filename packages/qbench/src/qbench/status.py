@@ -1,14 +1,16 @@
 """How far a table's run has come: what is there, what is being run, what failed, what is left."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qbench.activity import Activity, activities
+from qbench.errors import UserError
 from qbench.frozen import Frozen, Scalar
-from qbench.table import Cell, Reduction, Table
+from qbench.table import REDUCTIONS, Cell, Reduction, Table
 from qbench.trial import RunFolder, no_result
 
 
@@ -26,6 +28,7 @@ class _Head(BaseModel):
 
     schema_version: Literal[1] = 1
     status: Literal["finished", "diverged"]
+    axes: dict[str, Scalar]
     environment: _Environment
 
 
@@ -55,6 +58,47 @@ class Status(Frozen):
     def recorded(self) -> int:
         """Trials with a result."""
         return self.finished + self.diverged
+
+
+def statuses(folder: RunFolder, wanted: int | None = None) -> list[Status]:
+    """What has begun of a table, in full and reduced each by themselves, and so each combination of
+    unstated choices, the defaults first; with ``wanted`` seeds, or the table's own number."""
+    seen = [other_choices(folder.table, activity.axes) for activity, _ in activities(folder)]
+    found = list(_begun(folder, seen, wanted))
+    paths = list(folder.path.glob("*/result.json"))
+    if len(paths) > sum(status.recorded for status in found):
+        # of other choices, more seeds than these, or another version
+        found = list(_begun(folder, [*seen, *_recorded_choices(folder.table, paths)], wanted))
+    return found
+
+
+def _recorded_choices(table: Table, paths: Iterable[Path]) -> Iterator[dict[str, Scalar]]:
+    for path in paths:
+        # one that cannot be read is counted nowhere: a report says what is the matter with it
+        with suppress(UserError):
+            yield other_choices(table, _read(path).axes)
+
+
+def _begun(
+    folder: RunFolder, seen: Sequence[dict[str, Scalar]], wanted: int | None
+) -> Iterator[Status]:
+    table = folder.table
+    combinations = sorted({tuple(choices.items()) for choices in ({}, *seen)}, key=_place(table))
+    for reduced in (None, *(name for name in REDUCTIONS if table.reduction(name))):
+        number = wanted or table.usual_seeds(reduced)
+        for choices in combinations:
+            cells = table.cells(choices={name: (v,) for name, v in choices}, reduced=reduced)
+            found = status_of(folder, list(cells), number)
+            if found.recorded or found.running or found.stopped or found.failed:
+                yield found
+
+
+def _place(table: Table) -> Callable[[tuple[tuple[str, Scalar], ...]], list[int]]:
+    """Where a combination of choices stands: values as the table lists them, the default first."""
+    return lambda choices: [
+        table.axes[name].index(dict(choices).get(name, default))
+        for name, default in table.defaults.items()
+    ]
 
 
 def status_of(folder: RunFolder, cells: Sequence[Cell], seeds: int) -> Status:
