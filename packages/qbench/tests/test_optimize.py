@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from qbench.optimize import clip_gradients, make_optimizer, make_schedule, precision
+from qbench.optimize import (
+    clip_gradients,
+    make_optimizer,
+    make_schedule,
+    make_strategy,
+    precision,
+)
 from qbench.recipe import Recipe
 from qbench.stack import side_by_side
 from qcore import QuadraticLinear
@@ -72,7 +78,7 @@ def test_relinear_slows_the_quadratic_parameters_of_stacked_seeds_alike() -> Non
         model = side_by_side(replicas)
         before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
         recipe = Recipe(epochs=1, lr=0.1, strategy={"gamma": 0.01})
-        optimizer = make_optimizer(model, recipe)
+        optimizer = make_optimizer(model, recipe, make_strategy(recipe))
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
@@ -91,11 +97,32 @@ def test_clipping_stacked_seeds_is_torchs_on_each(norm: float) -> None:
     stacked = side_by_side(replicas)
     x = torch.randn(3, 5, 4) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1)
     stacked(x).square().sum().backward()
-    clip_gradients(stacked, norm)
+    clip_gradients(stacked, make_optimizer(stacked, Recipe(epochs=1)), norm)
     for i, alone in enumerate(replicas):
         alone(x[i]).square().sum().backward()
         nn.utils.clip_grad_norm_(alone.parameters(), norm)
         for name, parameter in alone.named_parameters():
+            found = stacked.module.get_parameter(name).grad
+            assert found is not None
+            torch.testing.assert_close(found[i], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1])
+def test_clipping_by_steps_is_relinears_on_each_seed(gamma: float) -> None:
+    torch.manual_seed(0)
+    replicas: list[nn.Module] = [QuadraticLinear(4, 3) for _ in range(3)]
+    recipe = Recipe(epochs=1, clip_norm=0.5, clip_by="steps", strategy={"gamma": gamma})
+    strategy = make_strategy(recipe)
+    assert strategy is not None
+    stacked = side_by_side(replicas)
+    x = torch.randn(3, 5, 4) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1)
+    stacked(x).square().sum().backward()
+    clip_gradients(stacked, make_optimizer(stacked, recipe, strategy), 0.5, strategy)
+    for i, layer in enumerate(replicas):
+        alone = side_by_side([layer])
+        alone(x[i : i + 1]).square().sum().backward()
+        clip_gradients(alone, make_optimizer(alone, recipe, strategy), 0.5, strategy)
+        for name, parameter in layer.named_parameters():
             found = stacked.module.get_parameter(name).grad
             assert found is not None
             torch.testing.assert_close(found[i], parameter.grad, rtol=1e-4, atol=1e-6)
@@ -106,7 +133,7 @@ def test_a_single_model_is_clipped_as_a_whole() -> None:
     layer = nn.Linear(4, 3)
     model = side_by_side([layer])
     model(torch.randn(1, 5, 4)).square().sum().backward()
-    clip_gradients(model, 0.5)
+    clip_gradients(model, make_optimizer(model, Recipe(epochs=1)), 0.5)
     gradients = [p.grad for p in layer.parameters() if p.grad is not None]
     assert torch.cat([g.flatten() for g in gradients]).norm().item() == pytest.approx(0.5, rel=1e-4)
 
@@ -129,6 +156,7 @@ def test_tf32_is_used_only_where_the_recipe_names_it(name: str, allowed: bool) -
         ({"optimizer": "adamw", "momentum": 0.9}, "momentum belongs to sgd"),
         ({"log_every": 0}, "log_every counts steps from 1 on, or is epoch"),
         ({"strategy": {"vary": "gamma_g"}}, "vary: gamma_g needs a value"),
+        ({"clip_by": "steps"}, "clip_by belongs to clip_norm: without one nothing is clipped"),
         ({"strategy": {"gama": 1.0}}, "unknown key 'gama': did you mean 'gamma'?"),
     ],
 )

@@ -22,6 +22,7 @@ from qbench.optimize import (
     clip_gradients,
     make_optimizer,
     make_schedule,
+    make_strategy,
     optimizer_tensors,
     precision,
 )
@@ -83,7 +84,8 @@ class Training:
         self._evaluated: Callable[[Tensor], Tensor] = model
         if compiled:
             self._forward, self._evaluated = map(torch.compile, (self._forward, model))
-        self.optimizer = make_optimizer(model, recipe)
+        self.strategy = make_strategy(recipe)
+        self.optimizer = make_optimizer(model, recipe, self.strategy)
         samples = len(problem.train)
         self.steps_per_epoch = math.ceil(samples / (recipe.batch_size or samples))
         self.steps = recipe.epochs * self.steps_per_epoch
@@ -214,7 +216,8 @@ class Training:
     def _update(self) -> None:
         if self.recipe.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            clip_gradients(self.model, self.recipe.clip_norm)
+            by = self.strategy if self.recipe.clip_by == "steps" else None
+            clip_gradients(self.model, self.optimizer, self.recipe.clip_norm, by)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.schedule is not None:

@@ -14,9 +14,13 @@ from qbench.stack import Single, Stacked
 from qcore import ReLinear
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """The optimiser over all parameters, with ReLinear inside its steps where the recipe has it."""
-    strategy = ReLinear(**recipe.strategy.relinear) if recipe.strategy.relinear else None
+def make_strategy(recipe: Recipe) -> ReLinear | None:
+    """ReLinear, where the recipe has it."""
+    return ReLinear(**recipe.strategy.relinear) if recipe.strategy.relinear else None
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, strategy: ReLinear | None = None) -> Optimizer:
+    """The optimiser over all parameters, with the strategy inside its steps."""
     groups: Any = (
         strategy.param_groups(model, recipe.lr, recipe.weight_decay)
         if strategy
@@ -47,15 +51,28 @@ def make_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) ->
 
 
 @torch.no_grad()
-def clip_gradients(model: Stacked | Single, most: float) -> None:
-    """Scale the gradient of each seed down to the norm ``most``, as torch does for one model."""
+def clip_gradients(
+    model: Stacked | Single, optimizer: Optimizer, most: float, strategy: ReLinear | None = None
+) -> None:
+    """Scale the gradient of each seed down to the norm ``most``, as torch does for one model; with
+    a strategy, by what its factors leave of that norm."""
     if isinstance(model, Single):
-        nn.utils.clip_grad_norm_(model.parameters(), most)
+        if strategy is not None:
+            strategy.clip_grad_norm_(optimizer, most)
+        else:
+            nn.utils.clip_grad_norm_(model.parameters(), most)
         return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)  # (S,)
-    scale = (most / (norms + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
+    groups = optimizer.param_groups
+    factors = strategy.rate_factors(optimizer) if strategy is not None else [1.0] * len(groups)
+    gradients = [
+        (p.grad, factor)
+        for group, factor in zip(groups, factors, strict=True)
+        for p in group["params"]
+        if p.grad is not None
+    ]
+    norms = [factor * g.flatten(1).norm(dim=1) for g, factor in gradients if factor]
+    scale = (most / (torch.stack(norms).norm(dim=0) + 1e-6)).clamp(max=1.0)  # (S,)
+    for gradient, _ in gradients:
         gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
 

@@ -63,9 +63,10 @@ class Recipe(Frozen):
     ``schedule``: ``step`` multiplies it by ``factor`` at the epochs ``milestones``, ``cosine``
     takes it to 0 over all steps, ``one_cycle`` is PyTorch's. ``reduction``: the loss is the
     ``mean`` or the ``sum`` over a batch. ``margin_weight`` λ subtracts λ Δμ from it. ``clip_norm``
-    bounds the norm of each seed's gradient. ``explosion``: a training loss of more than so many
-    times the first one, or that of guessing where it is larger, counts as diverged, as one that is
-    not finite always does.
+    bounds the norm of each seed's gradient, ``clip_by`` that of all ``gradients`` alike, or of what
+    a strategy's factors make of them in ``steps``. ``explosion``: a training loss of more than so
+    many times the first one, or that of guessing where it is larger, counts as diverged, as one
+    that is not finite always does.
 
     ``scaling`` is of tables, fitted on the training part alone; ``pixels`` of images: ``raw`` is 0
     to 255, ``unit`` 0 to 1, ``centred`` -1 to 1, ``standardised`` by the mean and standard
@@ -94,6 +95,7 @@ class Recipe(Frozen):
     reduction: Literal["mean", "sum"] = "mean"
     margin_weight: float = 0.0
     clip_norm: float | None = Field(default=None, gt=0)
+    clip_by: Literal["gradients", "steps"] = "gradients"
     explosion: float | None = Field(default=None, gt=1)
     strategy: Strategy = Strategy()
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
@@ -125,6 +127,8 @@ class Recipe(Frozen):
             raise ValueError("train_metrics: a full batch is measured, not running")
         if self.batch_size is None and self.augment:
             raise ValueError("augment: a full batch is the images as they are; give a batch_size")
+        if self.clip_by == "steps" and self.clip_norm is None:
+            raise ValueError("clip_by belongs to clip_norm: without one nothing is clipped")
         if self.optimizer == "adamw" and self.momentum:
             raise ValueError("momentum belongs to sgd: adamw has its own")
         return self

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import LBFGS, Optimizer, Rprop
 
@@ -219,6 +219,72 @@ class ReLinear:
         ATTACHED.add(optimizer)
         return optimizer
 
+    @torch.no_grad()
+    def clip_grad_norm_(self, optimizer: Optimizer, max_norm: float) -> Tensor:
+        r"""Scale all gradients down to the length ``max_norm`` of what the step makes of them.
+
+        .. math::
+            g \leftarrow g \cdot \min\Bigl(1, \frac{c}{\lVert \gamma \odot g \rVert_2}\Bigr)
+
+        γ is the factor of each group in the next step, 1 for linear parameters. In place of
+        ``torch.nn.utils.clip_grad_norm_``, which counts the gradients of quadratic parameters in
+        full: they are long, and where γ is small, what it leaves of the others is hardly a step.
+        Call it between ``backward()`` (with a ``GradScaler``, its ``unscale_``) and ``step()``.
+
+        Args:
+            optimizer: one that the strategy is attached to.
+            max_norm: c, above 0.
+
+        Returns the length before, without unit; nothing is scaled up. Cost: a pass over the
+        gradients.
+
+        Raises ``ValueError`` for groups that :meth:`param_groups` did not make, and for a
+        ``max_norm`` of 0 or less.
+
+        >>> from qcore import QuadraticLinear
+        >>> model, strategy = QuadraticLinear(4, 3), ReLinear(gamma=0.0)
+        >>> optimizer = strategy.attach(torch.optim.SGD(strategy.param_groups(model, lr=0.1)))
+        >>> model(torch.randn(5, 4)).square().sum().backward()
+        >>> _ = strategy.clip_grad_norm_(optimizer, max_norm=0.5)
+        >>> linear = [parameter.grad for parameter in model["r"].parameters()]
+        >>> round(torch.nn.utils.get_total_norm(linear).item(), 4)  # the rest takes no step
+        0.5
+        """
+        if not max_norm > 0:
+            raise ValueError(f"max_norm={max_norm} is not allowed: give a length above 0")
+        gradients: list[Tensor] = []
+        lengths: list[Tensor] = []
+        for group, factor in zip(optimizer.param_groups, self.rate_factors(optimizer), strict=True):
+            found = [p.grad for p in group["params"] if p.grad is not None]
+            gradients += found
+            if factor and found:
+                lengths.append(factor * nn.utils.get_total_norm(found))
+        if not lengths:
+            return torch.zeros(())
+        length = torch.stack([one.to(lengths[0].device) for one in lengths]).norm()
+        scale = (max_norm / (length + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(scale.to(gradient.device))
+        return length
+
+    def rate_factors(self, optimizer: Optimizer) -> list[float]:
+        """γ of each of the optimiser's groups in its next step: 1 for linear parameters.
+
+        Raises ``ValueError`` for groups that :meth:`param_groups` did not make.
+
+        >>> from qcore import QuadraticLinear
+        >>> strategy = ReLinear(gamma=(0.1, 0.01))
+        >>> groups = strategy.param_groups(QuadraticLinear(4, 3), lr=0.1)
+        >>> strategy.rate_factors(strategy.attach(torch.optim.SGD(groups)))
+        [1.0, 0.1, 0.01]
+        """
+        check_groups(optimizer)
+        step = steps_taken(optimizer)
+        return [
+            self._rate_factor(group["relinear"], group["relinear_lr"], step)
+            for group in optimizer.param_groups
+        ]
+
     def summary(self, model: nn.Module, optimizer: Optimizer) -> str:
         """A table, as text: each parameter's part, its rate in the next step, its weight decay.
 
@@ -227,14 +293,14 @@ class ReLinear:
 
         Raises ``ValueError`` for groups that :meth:`param_groups` did not make.
         """
-        check_groups(optimizer)
+        factors = self.rate_factors(optimizer)
         step = steps_taken(optimizer)
         header = ["parameter", "part", "learning rate", "weight decay"]
         header += ["alpha", "beta"] if self._shrinks else []
         rows: dict[int, list[str]] = {}
-        for group in optimizer.param_groups:
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
             kind = group["relinear"]
-            rate = float(group["lr"]) * self._rate_factor(kind, group["relinear_lr"], step)
+            rate = float(group["lr"]) * factor
             shown = [kind, f"{rate:g}", f"{group.get('weight_decay', 0.0):g}"]
             for parameter, zero in zip(group["params"], group["relinear_zero"], strict=True):
                 shrinking = [f"{value:g}" for value in self._shrink_factors(kind, step)]
@@ -296,9 +362,7 @@ class ReLinear:
                 "closure is not allowed with weight_decay='published': the step sees b_g in place "
                 "of its distance from 1; call step() after backward(), without a closure"
             )
-        step = steps_taken(optimizer)
-        for group in optimizer.param_groups:
-            factor = self._rate_factor(group["relinear"], group["relinear_lr"], step)
+        for group, factor in zip(optimizer.param_groups, self.rate_factors(optimizer), strict=True):
             # in the group itself, so that loading a state replaces it together with the rate
             shifted: list[int] = []
             group["relinear_undo"] = (group["lr"], shifted)
