@@ -110,15 +110,17 @@ def page(found: list[Report]) -> str:
 
 
 def accuracies(report: Report) -> str:
-    """Each model's cell in every panel, the best first, beside the control."""
+    """Each model's cell in every panel and under each combination of choices that was run, the
+    best first, beside the control."""
     parts = []
-    for panel in report.panels:
+    runs = [(panel, run) for panel in report.panels for run in runs_of(report, panel) if run.cells]
+    for panel, run in runs:
         lines = [
-            f"| on {panel} | test accuracy (%) | against `{report.control}` | p | parameters "
-            "| multiply-adds |",
+            f"| on {panel}{f', {run.label}' if run.label else ''} | test accuracy (%) | against "
+            f"`{report.control}` | p | parameters | multiply-adds |",
             "|---|---:|---:|---:|---:|---:|",
         ]
-        for cell in sorted(runs_of(report, panel)[0].cells, key=lambda cell: -(cell.mean or 0.0)):
+        for cell in sorted(run.cells, key=lambda cell: -(cell.mean or 0.0)):
             spread = f" ± {format_number(cell.std, cell.metric)}" if cell.std is not None else ""
             gap = format_number(cell.difference, cell.metric, sign=True)
             values = [
@@ -136,7 +138,7 @@ def accuracies(report: Report) -> str:
         warnings
         + "\n\n".join(parts)
         + "\n\nMean ± standard deviation (seeds); differences are paired over seeds, p corrected "
-        f"by Holm over all of them. `{report.command}`\n"
+        f"by Holm over all of the same choices. `{report.command}`\n"
     )
 
 

@@ -203,6 +203,37 @@ def test_a_sum_over_a_batch_is_the_mean_at_a_larger_rate() -> None:
     assert after(lr=0.04) == pytest.approx(after(lr=0.001, reduction="sum"), rel=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_clipped_steps_are_as_long_as_the_bound_where_gradients_that_gamma_holds_back_are_not(
+    count: int,
+) -> None:
+    spec = ModelSpec(kind="mlp", hidden=(8,), neuron="quadratic")
+
+    def first_step(clip_by: str) -> list[float]:
+        recipe = digits(
+            test_fraction=0.2,
+            lr=1.0,
+            epochs=1,
+            batch_size=2000,  # all: one step
+            clip_norm=1e-3,
+            clip_by=clip_by,
+            strategy={"gamma": 0.0},
+        )
+        problem = load_problem("digits", recipe, range(count))
+        models = [build_model(spec, (64,), 10, 1.0, seed=seed) for seed in range(count)]
+        training = Training(side_by_side(models), problem, recipe, range(count))
+        before = [training.model.replica_state(seed) for seed in range(count)]
+        training.run()
+        return [
+            math.sqrt(sum((v - before[seed][k]).double().square().sum() for k, v in after.items()))
+            for seed in range(count)
+            for after in [training.model.replica_state(seed)]
+        ]
+
+    assert first_step("steps") == pytest.approx([1e-3] * count, rel=1e-2)
+    assert max(first_step("gradients")) < 0.9e-3
+
+
 def test_the_margin_is_subtracted_from_the_loss_with_its_weight() -> None:
     recipe = digits(test_fraction=0.2, scaling="maxabs", batch_size=40, margin_weight=0.7)
     problem = load_problem("iris", recipe, [0])

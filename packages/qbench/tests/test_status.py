@@ -15,7 +15,7 @@ import pytest
 from qbench.activity import recorded
 from qbench.block import plan
 from qbench.executors import run_blocks
-from qbench.status import Status, status_of
+from qbench.status import Status, status_of, statuses
 from qbench.table import Table, load_table, parse_table
 from qbench.trial import RunFolder
 
@@ -82,8 +82,11 @@ def test_what_was_recorded_under_other_choices_is_shown_where_they_stand(tmp_pat
         for _ in run_blocks(folder, plan(folder, cells, 1)):
             pass
     shutil.rmtree(folder.path / ".activity")
-    (folder.path / "0123456789abcdef").mkdir()
-    (folder.path / "0123456789abcdef" / "result.json").write_text("{}")  # somebody else's
+    (old,) = (path for path in folder.path.glob("*/result.json") if '"raw"' in path.read_text())
+    before = folder.path / "0123456789abcdef" / "result.json"
+    before.parent.mkdir()
+    before.write_text(json.dumps({**json.loads(old.read_text()), "version": 1}))
+    shutil.copytree(old.parent, folder.path / "copied by hand")
     shown = json.loads(qbench("status", "uci", "--out", str(tmp_path), "--json").stdout)
     assert [(one["choices"], one["finished"]) for one in shown] == [
         ({"scaling": "raw"}, 1),
@@ -92,6 +95,24 @@ def test_what_was_recorded_under_other_choices_is_shown_where_they_stand(tmp_pat
     said = qbench("status", "--out", str(tmp_path)).stdout
     assert "scaling=raw" in said
     assert "init_scale=0.1" in said
+
+
+def test_trials_that_choices_share_are_no_row_of_their_own(tmp_path: Path) -> None:
+    run(RunFolder(tmp_path, UCI, create=True), UCI, 1, {**ONLY, "model": ("linear",)})
+    (trial,) = RunFolder(tmp_path, UCI).recorded()
+    rank = load_table("rank")
+    folder = RunFolder(tmp_path, rank, create=True)
+    other = {"convolution": ("16@3x3/2",)}
+    for dataset, seed in (("mnist", 0), ("fmnist", 0), ("fmnist", 1)):
+        only = {"dataset": (dataset,), "model": ("linear",)}
+        (cell,) = rank.cells(only, other if dataset == "fmnist" else {}, reduced="quick")
+        changes = {"key": cell.trial_key(seed), "seed": seed, "axes": cell.axes}
+        changes |= {"table": "rank", "version": rank.version, "resolved": cell.resolved}
+        folder.write(trial.model_copy(update=changes))
+    assert [(status.choices, status.recorded) for status in statuses(folder)] == [
+        ({}, 1),
+        ({"convolution": "16@3x3/2"}, 3),  # with that of MNIST, which has no convolution
+    ]
 
 
 @pytest.fixture

@@ -115,5 +115,34 @@ def test_groups_that_relinear_has_not_made_are_refused():
     text = r"parameter groups that ReLinear\.param_groups did not make"
     with pytest.raises(ValueError, match=text):
         ReLinear().clip_grad_norm_(SGD(model.parameters(), lr=0.1), 1.0)
-    with pytest.raises(ValueError, match=text):
-        ReLinear().summary(model, SGD(model.parameters(), lr=0.1))
+
+
+def test_rates_in_place_of_factors_count_as_what_they_are_of_the_common_one():
+    model, same = network(), network()
+    by_rate, by_factor = ReLinear(lr_g=0.01, lr_b=0.0), ReLinear(gamma=(0.1, 0.0))
+    length = by_rate.clip_grad_norm_(attached(model, by_rate, lr=0.1), 0.5)
+    torch.testing.assert_close(length, by_factor.clip_grad_norm_(attached(same, by_factor), 0.5))
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, gradients(same)[name])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1])
+def test_a_gradient_that_is_not_finite_is_seen_in_the_length(gamma):
+    model = network()
+    strategy = ReLinear(gamma=gamma)
+    optimizer = attached(model, strategy)
+    model[2]["g"].weight.grad[0, 0] = math.inf
+    assert not strategy.clip_grad_norm_(optimizer, 1.0).isfinite()
+
+
+def test_gradients_in_float16_are_measured_in_float32():
+    model = QuadraticLinear(30, 40).half()
+    strategy = ReLinear(gamma=0.001)
+    optimizer = attached(model, strategy)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3e3)  # whose squares float16 does not hold
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    squares = [n * (3e3 * (1 if name[0] == "r" else 0.001)) ** 2 for name, n in sizes.items()]
+    length = strategy.clip_grad_norm_(optimizer, 1e4)
+    assert length.item() == pytest.approx(math.sqrt(sum(squares)), rel=1e-3)
+    assert model["r"].weight.grad[0, 0].item() == pytest.approx(3e3 * 1e4 / length.item(), rel=1e-2)

@@ -308,6 +308,7 @@ def run(
             + ("" if problem else f"; another {recorded:.0f} s until all were in MLflow")
             + f".\nReport: {page}\nMLflow: {mlflow_ui}  (then: Model training, {table}, Runs)",
             highlight=False,
+            markup=False,  # an address may have [ ] in it
             soft_wrap=True,
         )
     if failed:
@@ -368,8 +369,8 @@ def export(
     tag: Annotated[
         str | None,
         typer.Option(
-            help="What tells these weights from others of the network; by default the dataset's "
-            "short name, with relinear_ before it where ReLinear was used."
+            help="What tells these weights from others; by default such as digits, or "
+            "relinear_digits where ReLinear trained them."
         ),
     ] = None,
     out: Out = Path("runs"),

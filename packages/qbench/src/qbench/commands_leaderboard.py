@@ -14,6 +14,7 @@ from rich.table import Table as Grid
 from qbench.commands_data import Data
 from qbench.commands_records import Out
 from qbench.errors import UserError
+from qbench.leaderboard.boards import BOARDS
 
 leaderboard_app = typer.Typer(
     help="Claims beside what was measured here: entries, verification, a static site.",
@@ -40,7 +41,7 @@ def submit(
         str | None, typer.Option(metavar="KEY", help="A run: the key of one of its trials.")
     ] = None,
     board: Annotated[
-        str | None, typer.Option(help="mnist, fmnist, cifar10 or uci; by default the data's.")
+        str | None, typer.Option(help=f"{', '.join(BOARDS)}; by default the data's.")
     ] = None,
     accuracy: Annotated[
         float | None, typer.Option(help="The claim, in percent; by default what the record says.")
@@ -153,7 +154,7 @@ def verify(
 @leaderboard_app.command("list", epilog="Example: qbench leaderboard list cifar10")
 def list_entries(
     board: Annotated[
-        str | None, typer.Argument(help="mnist, fmnist, cifar10 or uci; without one, all.")
+        str | None, typer.Argument(help=f"{', '.join(BOARDS)}; without one, all.")
     ] = None,
     entries: Entries = _ENTRIES,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -18,6 +18,7 @@ from qbench.report.wording import format_value
 from qbench.table import Cell, load_table, table_names
 from qbench.trial import WEIGHTS, Result, RunFolder, read_result
 from qzoo import WeightsError
+from qzoo.architectures import tag_of
 from qzoo.evaluation import TOLERANCE, evaluate
 from qzoo.folder import read_folder, save_weights
 from qzoo.provenance import Evaluation, Preprocessing, Provenance
@@ -96,7 +97,6 @@ def export(
             f"choose one of {', '.join(name for name, known in DATASETS.items() if known.timm)}"
         )
     model = _network(cell, result.seed, state)
-    prefix = "relinear_" if cell.recipe.strategy.relinear else ""
     train, _, _ = parts(load_images(cell.dataset, root), result.recipe)
     mean, std = normalisation(result.recipe.pixels, train[0])
     preprocessing = Preprocessing(
@@ -105,7 +105,7 @@ def export(
         std=_decimal(std),
     )
     facts: dict[str, Any] = {
-        "tag": tag or f"{prefix}{info.tag}",
+        "tag": tag or tag_of(info.tag, relinear=bool(cell.recipe.strategy.relinear)),
         "reduced": result.reduced is not None,
         "preprocessing": preprocessing,
         "table": table.id,

@@ -55,24 +55,24 @@ def clip_gradients(
     model: Stacked | Single, optimizer: Optimizer, most: float, strategy: ReLinear | None = None
 ) -> None:
     """Scale the gradient of each seed down to the norm ``most``, as torch does for one model; with
-    a strategy, by what its factors leave of that norm."""
+    a strategy, as :meth:`qcore.ReLinear.clip_grad_norm_` does."""
     if isinstance(model, Single):
         if strategy is not None:
             strategy.clip_grad_norm_(optimizer, most)
         else:
             nn.utils.clip_grad_norm_(model.parameters(), most)
         return
+    # both of these have one norm for all, and this one for each seed
     groups = optimizer.param_groups
     factors = strategy.rate_factors(optimizer) if strategy is not None else [1.0] * len(groups)
-    gradients = [
-        (p.grad, factor)
-        for group, factor in zip(groups, factors, strict=True)
-        for p in group["params"]
-        if p.grad is not None
-    ]
-    norms = [factor * g.flatten(1).norm(dim=1) for g, factor in gradients if factor]
+    gradients: list[Tensor] = []
+    norms: list[Tensor] = []
+    for group, factor in zip(groups, factors, strict=True):
+        for gradient in (p.grad for p in group["params"] if p.grad is not None):
+            gradients.append(gradient)
+            norms.append(factor * gradient.flatten(1).norm(dim=1))
     scale = (most / (torch.stack(norms).norm(dim=0) + 1e-6)).clamp(max=1.0)  # (S,)
-    for gradient, _ in gradients:
+    for gradient in gradients:
         gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
 

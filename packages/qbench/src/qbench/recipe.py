@@ -64,7 +64,7 @@ class Recipe(Frozen):
     takes it to 0 over all steps, ``one_cycle`` is PyTorch's. ``reduction``: the loss is the
     ``mean`` or the ``sum`` over a batch. ``margin_weight`` λ subtracts λ Δμ from it. ``clip_norm``
     bounds the norm of each seed's gradient, ``clip_by`` that of all ``gradients`` alike, or of what
-    a strategy's factors make of them in ``steps``. ``explosion``: a training loss of more than so
+    ReLinear's γ leaves of them in ``steps``. ``explosion``: a training loss of more than so
     many times the first one, or that of guessing where it is larger, counts as diverged, as one
     that is not finite always does.
 

@@ -50,7 +50,7 @@ def _trials(folder: RunFolder, activity: Activity) -> list[Unfinished]:
     return [
         Unfinished(
             key=cell.trial_key(seed),
-            axes=activity.axes,
+            axes=cell.axes,
             seed=seed,
             reduced=activity.reduced,
             started=values["facts"]["started"],

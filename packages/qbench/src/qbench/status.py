@@ -1,16 +1,15 @@
 """How far a table's run has come: what is there, what is being run, what failed, what is left."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qbench.activity import Activity, activities
-from qbench.errors import UserError
 from qbench.frozen import Frozen, Scalar
-from qbench.table import REDUCTIONS, Cell, Reduction, Table
+from qbench.table import REDUCTIONS, Cell, RecordedReduction, Reduction, Table
 from qbench.trial import RunFolder, no_result
 
 
@@ -27,6 +26,8 @@ class _Head(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     schema_version: Literal[1] = 1
+    version: int
+    reduced: RecordedReduction
     status: Literal["finished", "diverged"]
     axes: dict[str, Scalar]
     environment: _Environment
@@ -63,47 +64,41 @@ class Status(Frozen):
 def statuses(folder: RunFolder, wanted: int | None = None) -> list[Status]:
     """What has begun of a table, in full and reduced each by themselves, and so each combination of
     unstated choices, the defaults first; with ``wanted`` seeds, or the table's own number."""
-    seen = [other_choices(folder.table, activity.axes) for activity, _ in activities(folder)]
-    found = list(_begun(folder, seen, wanted))
-    paths = list(folder.path.glob("*/result.json"))
-    if len(paths) > sum(status.recorded for status in found):
-        # of other choices, more seeds than these, or another version
-        found = list(_begun(folder, [*seen, *_recorded_choices(folder.table, paths)], wanted))
+    table, heads = folder.table, _heads(folder)
+    begun = [(head.reduced, head.axes) for head in heads.values() if head.version == table.version]
+    begun += [(activity.reduced, activity.axes) for activity, _ in activities(folder)]
+    found = []
+    for reduced in (None, *(name for name in REDUCTIONS if table.reduction(name))):
+        number = wanted or table.usual_seeds(reduced)
+        seen = [other_choices(table, axes) for kind, axes in begun if kind == reduced]
+        combinations = {tuple(choices.items()): choices for choices in seen}
+        for choices in sorted(combinations.values(), key=partial(_place, table)):
+            cells = table.cells(choices={k: (v,) for k, v in choices.items()}, reduced=reduced)
+            status = status_of(folder, list(cells), number, heads)
+            if status.recorded or status.running or status.stopped or status.failed:
+                found.append(status)
     return found
 
 
-def _recorded_choices(table: Table, paths: Iterable[Path]) -> Iterator[dict[str, Scalar]]:
-    for path in paths:
-        # one that cannot be read is counted nowhere: a report says what is the matter with it
-        with suppress(UserError):
-            yield other_choices(table, _read(path).axes)
-
-
-def _begun(
-    folder: RunFolder, seen: Sequence[dict[str, Scalar]], wanted: int | None
-) -> Iterator[Status]:
-    table = folder.table
-    combinations = sorted({tuple(choices.items()) for choices in ({}, *seen)}, key=_place(table))
-    for reduced in (None, *(name for name in REDUCTIONS if table.reduction(name))):
-        number = wanted or table.usual_seeds(reduced)
-        for choices in combinations:
-            cells = table.cells(choices={name: (v,) for name, v in choices}, reduced=reduced)
-            found = status_of(folder, list(cells), number)
-            if found.recorded or found.running or found.stopped or found.failed:
-                yield found
-
-
-def _place(table: Table) -> Callable[[tuple[tuple[str, Scalar], ...]], list[int]]:
-    """Where a combination of choices stands: values as the table lists them, the default first."""
-    return lambda choices: [
-        table.axes[name].index(dict(choices).get(name, default))
+def _place(table: Table, choices: Mapping[str, Scalar]) -> list[int]:
+    """Where a combination stands: values as the table lists them, the default first."""
+    return [
+        table.axes[name].index(choices.get(name, default))
         for name, default in table.defaults.items()
     ]
 
 
-def status_of(folder: RunFolder, cells: Sequence[Cell], seeds: int) -> Status:
+def _heads(folder: RunFolder) -> dict[str, _Head]:
+    """What a status needs of every result in the folder, by key."""
+    return dict(folder.read_each(_read))
+
+
+def status_of(
+    folder: RunFolder, cells: Sequence[Cell], seeds: int, heads: Mapping[str, _Head] | None = None
+) -> Status:
     """The status of these cells, under one combination of choices, with the seeds 0 … ``seeds``
-    - 1."""
+    - 1; ``heads`` are what was read of the folder's results, if it was."""
+    heads = _heads(folder) if heads is None else heads
     choices: dict[str, Scalar] = {}
     for cell in cells:  # one that a choice changes nothing for has its default
         choices |= other_choices(folder.table, cell.axes)
@@ -111,9 +106,8 @@ def status_of(folder: RunFolder, cells: Sequence[Cell], seeds: int) -> Status:
     seconds: dict[str, list[float]] = {cell.key: [] for cell in cells}
     for cell in cells:
         for seed in range(seeds):
-            path = folder.result_path(cell.trial_key(seed))
-            if path.exists():
-                head = _read(path)
+            head = heads.get(cell.trial_key(seed))
+            if head is not None:
                 counts[head.status] += 1
                 share = head.environment.seconds / max(1, len(head.environment.block))
                 seconds[cell.key].append(share)

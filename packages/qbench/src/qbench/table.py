@@ -301,6 +301,15 @@ class Table(Frozen):
         """The default of every unstated choice."""
         return {name: choice.default for name, choice in self.unstated.items()}
 
+    def completed(self, axes: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Axes as they were recorded, with the defaults of choices that the table did not leave
+        open then.
+
+        >>> load_table("xor").completed({"dataset": "xor", "model": "rank1"})
+        {'dataset': 'xor', 'model': 'rank1', 'lr': 0.1}
+        """
+        return {**axes, **{k: v for k, v in self.defaults.items() if k not in axes}}
+
     def reduction(self, name: Reduction | None) -> Reduced | None:
         """What that reduced run takes; None for the full one, and where the table has none."""
         return {"quick": self.quick, "budget": self.budget, None: None}[name]
@@ -405,6 +414,9 @@ class Cell:
     axes: dict[str, Scalar]
     reduced: Reduction | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", self.table.completed(self.axes))
+
     @property
     def dataset(self) -> str:
         """The dataset's name."""
@@ -475,12 +487,10 @@ class Cell:
         """Everything that decides the result, but the seed; defaults are left out."""
         model = self.model.model_dump(mode="json", exclude_defaults=True, exclude={"recipe", "on"})
         after = {} if self.after is None else {"after": self.after.resolved}
-        return {
-            "dataset": self.dataset,
-            "model": model,
-            "recipe": self.recipe.model_dump(mode="json", exclude_defaults=True),
-            **after,
-        }
+        # where nothing is held back, steps are clipped as gradients are
+        same = set() if self.recipe.strategy.relinear else {"clip_by"}
+        recipe = self.recipe.model_dump(mode="json", exclude_defaults=True, exclude=same)
+        return {"dataset": self.dataset, "model": model, "recipe": recipe, **after}
 
     @cached_property
     def key(self) -> str:

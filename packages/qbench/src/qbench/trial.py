@@ -7,12 +7,12 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,6 +34,8 @@ _VERSIONS = (
     "quadnets-bench",
 )
 
+
+Read = TypeVar("Read")
 
 _KEY = re.compile("[0-9a-f]{16}")  # of a trial, and the name of its folder
 
@@ -230,22 +232,26 @@ class RunFolder:
 
     def recorded(self) -> list[Result]:
         """All results of this version of the table, in no order."""
-        found = []
+        return [
+            result.model_copy(update={"axes": self.table.completed(result.axes)})
+            for _, result in self.read_each(read_result)
+            if result.version == self.table.version
+        ]
+
+    def read_each(self, read: Callable[[Path], Read]) -> Iterator[tuple[str, Read]]:
+        """What ``read`` finds in each result's file, by its trial's key, in no order; files of
+        other versions of the table that it cannot read are passed over."""
         names = os.listdir(self.path) if self.path.is_dir() else []
         # others are such as a copy that somebody made; a glob would look twice at each of thousands
         for key in filter(_KEY.fullmatch, names):
             path = self.result_path(key)
             try:
-                result = read_result(path)
+                yield key, read(path)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # a trial that was killed before its result, or no trial at all
             except UserError:
                 if not _is_of_another_version(path, self.table):
                     raise
-            else:
-                if result.version == self.table.version:
-                    found.append(result)
-        return found
 
 
 def in_order(results: Iterable[Result], cells: Iterable[Cell]) -> list[Result]:

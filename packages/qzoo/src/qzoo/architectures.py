@@ -92,7 +92,17 @@ def default_tag(name: str) -> str:
     if name in DIQNNS:
         return "fmnist" if "convolution" in DIQNNS[name] else "mnist"
     is_linear = CIFAR_QRESNETS.get(name, {}).get("neuron") == "linear"
-    return "c10" if is_linear else "relinear_c10"
+    return tag_of("c10", relinear=not is_linear)
+
+
+def tag_of(data: str, *, relinear: bool) -> str:
+    """The usual tag of weights, from the short name of their data and whether ReLinear trained
+    them.
+
+    >>> tag_of("digits", relinear=True), tag_of("digits", relinear=False)
+    ('relinear_digits', 'digits')
+    """
+    return f"relinear_{data}" if relinear else data
 
 
 def convolved(size: Sequence[int], convolution: Sequence[int]) -> tuple[int, int]:

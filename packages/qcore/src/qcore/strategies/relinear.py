@@ -221,22 +221,23 @@ class ReLinear:
 
     @torch.no_grad()
     def clip_grad_norm_(self, optimizer: Optimizer, max_norm: float) -> Tensor:
-        r"""Scale all gradients down to the length ``max_norm`` of what the step makes of them.
+        r"""Scale all gradients down, to the length ``max_norm`` of what γ leaves of them.
 
         .. math::
             g \leftarrow g \cdot \min\Bigl(1, \frac{c}{\lVert \gamma \odot g \rVert_2}\Bigr)
 
-        γ is the factor of each group in the next step, 1 for linear parameters. In place of
-        ``torch.nn.utils.clip_grad_norm_``, which counts the gradients of quadratic parameters in
-        full: they are long, and where γ is small, what it leaves of the others is hardly a step.
-        Call it between ``backward()`` (with a ``GradScaler``, its ``unscale_``) and ``step()``.
+        γ is the factor of each group in the next step, 1 for linear parameters; α, β and rates of
+        groups have no part in it. In place of ``torch.nn.utils.clip_grad_norm_``, which counts the
+        gradients of quadratic parameters in full, and scales all others down for them even where
+        γ = 0. Call it between ``backward()`` (with a ``GradScaler``, its ``unscale_``) and
+        ``step()``.
 
         Args:
-            optimizer: one that the strategy is attached to.
+            optimizer: of groups that :meth:`param_groups` made.
             max_norm: c, above 0.
 
-        Returns the length before, without unit; nothing is scaled up. Cost: a pass over the
-        gradients.
+        Returns the length before, not finite where a gradient is not; nothing is scaled up. Cost:
+        two passes over the gradients.
 
         Raises ``ValueError`` for groups that :meth:`param_groups` did not make, and for a
         ``max_norm`` of 0 or less.
@@ -255,10 +256,11 @@ class ReLinear:
         gradients: list[Tensor] = []
         lengths: list[Tensor] = []
         for group, factor in zip(optimizer.param_groups, self.rate_factors(optimizer), strict=True):
-            found = [p.grad for p in group["params"] if p.grad is not None]
-            gradients += found
-            if factor and found:
-                lengths.append(factor * nn.utils.get_total_norm(found))
+            for gradient in (p.grad for p in group["params"] if p.grad is not None):
+                # squares of float16 overflow where those of γ times it would not
+                precise = torch.promote_types(gradient.dtype, torch.float32)
+                gradients.append(gradient)
+                lengths.append(factor * torch.linalg.vector_norm(gradient, dtype=precise))
         if not lengths:
             return torch.zeros(())
         length = torch.stack([one.to(lengths[0].device) for one in lengths]).norm()
