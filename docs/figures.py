@@ -1,6 +1,7 @@
 """The figures of the pages, each a function that makes it from data; their look is the reports'."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -10,7 +11,10 @@ from torch import nn
 
 import qcore
 from qbench.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PYPLOT, new_figure, style
+from qbench.report.files import read_reports
 from qcore import analysis
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def wear_our_look(*_: object) -> None:
@@ -126,10 +130,46 @@ def spectrum() -> Figure:
     return figure
 
 
+def clipping() -> Figure:
+    """Accuracy along γ as the table ``gamma`` has it on digits, by how gradients are clipped."""
+    (report,) = (report for report in read_reports(RESULTS) if report.table == "gamma")
+    cells = [cell for cell in report.cells if cell.panel == "digits32, factor gamma"]
+    values = sorted({str(cell.axes["model"]) for cell in cells}, key=float)
+    figure = new_figure("", width=7.2, height=2.9, mark=report.mark)
+    axes = figure.subplots()
+    ways = {
+        "none": (GREEN, "not clipped"),
+        "0.5 of steps": (BLUE, "clipped by ReLinear.clip_grad_norm_"),
+        "0.5": (ORANGE, "clipped by torch.nn.utils.clip_grad_norm_"),
+    }
+    for way, (colour, words) in ways.items():
+        shown = [cell for cell in cells if cell.axes["clipping"] == way and cell.interval95]
+        places = [values.index(str(cell.axes["model"])) for cell in shown]
+        means = np.array([cell.mean for cell in shown], dtype=float)
+        low, high = np.array([cell.interval95 for cell in shown], dtype=float).T
+        # no accuracy is below 0 or above 100
+        ends = [means - low.clip(min=0), high.clip(max=100) - means]
+        axes.errorbar(
+            places, means, ends, color=colour, marker="o", markersize=4.5, capsize=3, label=words
+        )
+        for place, cell in zip(places, shown, strict=True):
+            if cell.diverged:
+                said = f"{cell.diverged} of {cell.trials} diverged"
+                at = (place + 0.06, cell.mean or 0.0)
+                axes.annotate(said, at, fontsize=8, color=colour, va="center")
+    style(axes, "", xlabel="γ", ylabel="test accuracy (%)")
+    axes.set_xticks(range(len(values)), values)
+    axes.set_xlim(-0.3, len(values) - 0.3)
+    axes.set_ylim(0, 104)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower left")
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "neuron": neuron,
     "pieces": pieces,
     "relinear": relinear,
     "spectrum": spectrum,
+    "clipping": clipping,
 }
 """Every figure by name."""
