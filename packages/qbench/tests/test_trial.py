@@ -10,8 +10,9 @@ import pytest
 from qbench.block import plan
 from qbench.errors import UserError
 from qbench.executors import run_blocks
-from qbench.status import status_of
-from qbench.table import load_table
+from qbench.report.files import report_of
+from qbench.status import status_of, statuses
+from qbench.table import Cell, load_table
 from qbench.trial import RunFolder, commit, read_result, write_whole
 
 XOR = load_table("xor")
@@ -31,6 +32,23 @@ def test_a_result_survives_its_file(folder: RunFolder) -> None:
     assert path == folder.out / "xor" / result.key / "result.json"
     assert read_result(path) == result
     assert folder.write(result).read_text() == path.read_text()
+
+
+def test_a_result_of_before_a_choice_was_left_open_is_at_its_default(folder: RunFolder) -> None:
+    (result,) = folder.results(XOR.cells())
+    assert result.axes["lr"] == 0.1
+    path = folder.result_path(result.key)
+    known = json.loads(path.read_text())
+    del known["axes"]["lr"]
+    path.write_text(json.dumps(known))
+    (found,) = folder.recorded()
+    assert found == result
+    assert Cell(XOR, read_result(path).axes).trial_key(0) == result.key
+    report, drawn = report_of(folder)
+    assert [cell.axes["lr"] for cell in report.cells] == [0.1]
+    assert list(drawn) == [result]
+    (status,) = statuses(folder)
+    assert (status.choices, status.recorded) == ({}, 1)
 
 
 def test_a_result_says_where_it_was_made(folder: RunFolder) -> None:

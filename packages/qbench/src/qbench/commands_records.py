@@ -75,20 +75,28 @@ def _statuses(out: Path, tables: Sequence[Table], wanted: int | None) -> Iterato
 def _render(found: Sequence[Status], out: Path, *, detailed: bool) -> RenderableType:
     if not found:
         return f"Nothing has been run in {out}: begin with qbench run uci --quick --out {out}"
+    counts = {
+        "diverged": [one.diverged for one in found],
+        "running": [len(one.running) for one in found],
+        "stopped": [len(one.stopped) for one in found],
+        "failed": [len(one.failed) for one in found],
+    }
+    counts = {heading: of for heading, of in counts.items() if any(of)}
     grid = Grid()
     grid.add_column("table", overflow="fold")
-    for heading in ("recorded", "diverged", "running", "stopped", "failed", "left"):
+    for heading in ("recorded", *counts, "left"):
         grid.add_column(heading, justify="right", no_wrap=True)
-    for one in found:
+    for place, one in enumerate(found):
         choices = ", ".join(f"{name}={format_value(v)}" for name, v in one.choices.items())
         grid.add_row(
             Text(f"{one.table}{f' --{one.reduced}' if one.reduced else ''}").append(
                 f"\n{choices}" if choices else "", style="dim"
             ),
             f"{one.recorded} of {one.expected}",
-            *(str(count or "") for count in (one.diverged, len(one.running))),
-            str(len(one.stopped) or ""),
-            Text(str(len(one.failed) or ""), style="red"),
+            *(
+                Text(str(of[place] or ""), style="red" if heading == "failed" else "")
+                for heading, of in counts.items()
+            ),
             _left(one),
         )
     blocks = [line for one in found for line in _blocks(one, out, detailed=detailed)]
