@@ -97,16 +97,12 @@ def lost(dataset: str) -> float:
     return float(found[1])
 
 
-COMBINED, NEURONS = REPORTS["combined"], REPORTS["neurons"]
 CHOSEN_PIXELS = [
     mean("mnist", "linear", "mnist", pixels=pixels, lr=lr)
     for pixels in ("centred", "standardised")
     for lr in (0.01, 0.02)
 ]
 FASHION = [mean("rank", f"rank{rank}", "fmnist") for rank in range(3, 11)]
-ON_DIGITS = [
-    mean("digits", str(cell.axes["model"]), "digits32") for cell in REPORTS["digits"].cells
-]
 ON_CIFAR = {
     model: mean("relinear", model, "cifar10, depth 20")
     for model in ("resnet", "resnet-wide", "gradients-1e-5")
@@ -259,47 +255,32 @@ SENTENCES: list[tuple[str, list[float]]] = [
         [lost("mnist"), lost("fmnist")],
     ),
     (
-        "{:.1f} % with a rank-4 classifier against {:.1f} with a linear one, for {:.1f} % more "
-        "parameters (p = {:.2f})",
+        "quadratic neurons have {:.1f} % and compact ones {:.1f}, where linear ones have {:.1f} "
+        "and, with as many parameters, {:.1f} (`neurons`, three seeds). Not clipped, the linear "
+        "ones have {:.1f} and {:.1f}, and quadratic ones diverge with {} of {} seeds.",
         [
-            mean("combined", "head", "digits32"),
-            mean("combined", "linear", "digits32"),
-            100 * (params("combined", "head") / params("combined", "linear") - 1),
-            p_value(COMBINED, "linear < head in test accuracy on digits32"),
+            *(
+                mean("neurons", model, "digits32", clipping="0.5")
+                for model in ("quadratic", "compact", "linear", "linear-wide")
+            ),
+            *(
+                mean("neurons", model, "digits32", clipping="none")
+                for model in ("linear", "linear-wide")
+            ),
+            cell("neurons", "quadratic", "digits32", clipping="none").diverged,
+            cell("neurons", "quadratic", "digits32", clipping="none").trials,
         ],
     ),
     (
-        "learn at a tenth of the rate (γ = 0.1) {:.1f},",
-        [mean("combined", "convolutions", "digits32")],
-    ),
-    (
-        "one of as many parameters ({:.1f}) by what they do (p = {:.3f})",
+        "clipped, one of rank 4 has {:.1f} % and a linear one {:.1f} (p = {:.2f}); not clipped, "
+        "the linear one has {:.1f}, and the other learns nothing ({:.1f}).",
         [
-            mean("combined", "linear-wide", "digits32"),
-            p_value(COMBINED, "linear-wide < convolutions in test accuracy on digits32"),
+            mean("combined", "head", "digits32", clipping="0.5"),
+            mean("combined", "linear", "digits32", clipping="0.5"),
+            p_value(REPORTS["combined"], "linear < head in test accuracy on digits32"),
+            mean("combined", "linear", "digits32", clipping="none"),
+            mean("combined", "head", "digits32", clipping="none"),
         ],
-    ),
-    (
-        "Both together have {:.1f}, less than the classifier alone (p = {:.2f})",
-        [
-            mean("combined", "both", "digits32"),
-            p_value(COMBINED, "head < both in test accuracy on digits32"),
-        ],
-    ),
-    (
-        "they have {:.1f}, the compact ones {:.1f}, where a linear network has {:.1f} and one of "
-        "as many parameters {:.1f}: three seeds do not decide that yet (p = {:.2f})",
-        [
-            mean("neurons", "quadratic", "digits32"),
-            mean("neurons", "compact", "digits32"),
-            mean("neurons", "linear", "digits32"),
-            mean("neurons", "linear-wide", "digits32"),
-            p_value(NEURONS, "linear-wide < quadratic in test accuracy on digits32"),
-        ],
-    ),
-    (
-        "have {:.1f} to {:.1f} %, and three seeds decide nothing",
-        [min(ON_DIGITS), max(ON_DIGITS)],
     ),
     (
         "it is where the linear ResNet-20 is ({:.1f} and {:.1f} %)",
@@ -323,7 +304,7 @@ AS_STATED = [
     "(50 and 77 %)",  # of the figure
     "Twelve epochs of SGD at 0.02",
     "(γ = 0.01)",
-    "(γ = 0.1)",
+    "With gradients clipped at 0.5,",
 ]
 """Numbers of a recipe or a paper, and those that stand in a figure of ``results/`` alone."""
 
