@@ -122,10 +122,11 @@ def accuracies(report: Report) -> str:
         ]
         for cell in sorted(run.cells, key=lambda cell: -(cell.mean or 0.0)):
             spread = f" ± {format_number(cell.std, cell.metric)}" if cell.std is not None else ""
+            lost = f", {cell.diverged} diverged" if cell.diverged else ""
             gap = format_number(cell.difference, cell.metric, sign=True)
             values = [
                 f"`{cell.axes['model']}`",
-                f"{format_number(cell.mean, cell.metric)}{spread} ({cell.n})",
+                f"{format_number(cell.mean, cell.metric)}{spread} ({cell.n}{lost})",
                 "" if cell.difference is None else gap,
                 format_p(cell.p_value),
                 format_count(cell.parameters),
