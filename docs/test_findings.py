@@ -103,6 +103,8 @@ CHOSEN_PIXELS = [
     for lr in (0.01, 0.02)
 ]
 FASHION = [mean("rank", f"rank{rank}", "fmnist") for rank in range(3, 11)]
+LAMBDAS = [cell("margin-loss", f"λ={value}", "mnist") for value in ("0", "0.1", "0.3", "1", "3")]
+MARGIN = cell("margin", "rank1", "mnist, training sgd")
 CLIPPED = {
     str(cell.axes["model"]): cell.mean or 0.0
     for cell in Report.model_validate_json(
@@ -300,6 +302,24 @@ SENTENCES: list[tuple[str, list[float]]] = [
         "which clips gradients at 0.5, a linear ResNet-20 has {:.1f} % and one with a classifier "
         "of rank 4 has {:.1f}",
         [CLIPPED["linear"], CLIPPED["head"]],
+    ),
+    (
+        "The mean test accuracy along five epochs is {:.1f} % without it, {:.1f} and {:.1f} with "
+        "λ = 0.1 and 0.3 (p < 0.001), {:.1f} with λ = 1 and {:.1f} with λ = 3; at the end it is "
+        "{:.1f}, {:.1f}, {:.1f}, {:.1f} and {:.1f}.",
+        [
+            *(found.mean or 0.0 for found in LAMBDAS),
+            *(found.others["test_accuracy"].mean or 0.0 for found in LAMBDAS),
+        ],
+    ),
+    (
+        "they correlate by {:.2f}; the margin rose to {:.0f} % of the recorded steps; and the two "
+        "sides of the equality are {:.2f} of their size apart.",
+        [
+            MARGIN.others["margin_correlation"].mean or 0.0,
+            MARGIN.others["margin_rises"].mean or 0.0,
+            mean("theorem2", "rank1", "mnist, training sgd"),
+        ],
     ),
 ]
 
