@@ -4,6 +4,8 @@ A sentence stands here with places in the order of its numbers; where results ch
 how the page must read.
 """
 
+import json
+import math
 import re
 
 import measured
@@ -105,6 +107,16 @@ CHOSEN_PIXELS = [
 FASHION = [mean("rank", f"rank{rank}", "fmnist") for rank in range(3, 11)]
 LAMBDAS = [cell("margin-loss", f"λ={value}", "mnist") for value in ("0", "0.1", "0.3", "1", "3")]
 MARGIN = cell("margin", "rank1", "mnist, training sgd")
+LATER = [
+    math.dist(rate, product) / math.hypot(*rate)
+    for path in (measured.ROOT / "results" / "unfinished" / "theorem2").glob("*/result.json")
+    for trial in [json.loads(path.read_text(encoding="utf-8"))]
+    if trial["axes"]["training"] == "sgd"
+    for first in [trial["step"].index(150)]
+    for rate in [trial["history"]["margin_derivative"][first:]]
+    for product in [trial["history"]["inner_product"][first:]]
+]
+"""The gap of `theorem2` from step 150 on, of each seed."""
 CLIPPED = {
     str(cell.axes["model"]): cell.mean or 0.0
     for cell in Report.model_validate_json(
@@ -314,11 +326,16 @@ SENTENCES: list[tuple[str, list[float]]] = [
     ),
     (
         "they correlate by {:.2f}; the margin rose to {:.0f} % of the recorded steps; and the two "
-        "sides of the equality are {:.2f} of their size apart.",
+        "sides of the equality are {:.2f} of their size apart. Much of that lies in the first 150 "
+        "steps, while what the theorem takes as constant drifts: without them it is {:.2f} to "
+        "{:.2f}. With gradient descent it is {:.2f}, and stays as large.",
         [
             MARGIN.others["margin_correlation"].mean or 0.0,
             MARGIN.others["margin_rises"].mean or 0.0,
             mean("theorem2", "rank1", "mnist, training sgd"),
+            min(LATER),
+            max(LATER),
+            mean("theorem2", "rank1", "mnist, training gd"),
         ],
     ),
 ]
@@ -333,6 +350,7 @@ AS_STATED = [
     "is 0.7 to 0.8 for 0, 3, 4, 6 and 9, and below 0.1 for 1, 2 and 8",  # of the figure
     "on Fashion-MNIST, it is 0.7 for all ten classes",  # of the figure
     "(50 and 77 %)",  # of the figure
+    "With λ = 3, 82 % are reached in 0.39 of the steps, and 90 % in 2.36 times",  # of the figure
     "Twelve epochs of SGD at 0.02",
     "(γ = 0.01)",
     "With gradients clipped at 0.5,",
