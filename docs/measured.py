@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from figures import neuron
+from figures import RESULTS, neuron
 
 import qcore
 from qbench.report.claims import ClaimReport
@@ -39,7 +39,7 @@ _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 def reports() -> list[Report]:
     """The reports of ``results/``, in the order of the tables."""
-    return read_reports(ROOT / "results")
+    return read_reports(RESULTS)
 
 
 def of_paper(report: Report) -> list[ClaimReport]:

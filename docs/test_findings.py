@@ -5,12 +5,12 @@ how the page must read.
 """
 
 import json
-import math
 import re
 
 import measured
 import pytest
 
+from qbench.metrics import QUANTITIES
 from qbench.report.numbers import CellReport, Report
 
 TEXT = " ".join((measured.ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split())
@@ -45,18 +45,14 @@ def best(model: str, dataset: str) -> float:
     return chosen.mean
 
 
-def along_gamma(gamma: str, clipping: str) -> CellReport:
-    """The cell of `gamma` on digits with this γ for both branches, clipped in this way."""
-    return cell("gamma", gamma, "digits32, factor gamma", clipping=clipping)
-
-
 def ahead(table: str, model: str, other: str, panel: str) -> float:
     return mean(table, model, panel) - mean(table, other, panel)
 
 
-def p_value(report: Report, text: str, **choices: float | str) -> float:
-    """The p of the claim that begins so, under these choices."""
-    wanted = {**dict(report.combinations[0]), **choices}
+def p_value(table: str, text: str) -> float:
+    """The p of the claim that begins so, under the choices that come first."""
+    report = REPORTS[table]
+    wanted = dict(report.combinations[0])
     (claim,) = (
         claim for claim in report.claims if claim.text.startswith(text) and claim.choices == wanted
     )
@@ -83,10 +79,6 @@ def short(init_scale: float) -> float:
     return 97.9 - found.interval95[1]
 
 
-def params(table: str, model: str) -> int:
-    return next(c for c in REPORTS[table].cells if c.axes["model"] == model).parameters
-
-
 def lost(dataset: str) -> float:
     """The most that keeping ten eigenvectors loses."""
     (claim,) = (
@@ -99,6 +91,9 @@ def lost(dataset: str) -> float:
     return float(found[1])
 
 
+ON_DIGITS = "digits32, factor gamma"
+gap = QUANTITIES["equality_gap"].derive
+assert gap is not None
 CHOSEN_PIXELS = [
     mean("mnist", "linear", "mnist", pixels=pixels, lr=lr)
     for pixels in ("centred", "standardised")
@@ -108,19 +103,16 @@ FASHION = [mean("rank", f"rank{rank}", "fmnist") for rank in range(3, 11)]
 LAMBDAS = [cell("margin-loss", f"λ={value}", "mnist") for value in ("0", "0.1", "0.3", "1", "3")]
 MARGIN = cell("margin", "rank1", "mnist, training sgd")
 LATER = [
-    math.dist(rate, product) / math.hypot(*rate)
-    for path in (measured.ROOT / "results" / "unfinished" / "theorem2").glob("*/result.json")
+    gap({name: values[trial["step"].index(150) :] for name, values in trial["history"].items()})
+    for path in (measured.RESULTS / "unfinished" / "theorem2").glob("*/result.json")
     for trial in [json.loads(path.read_text(encoding="utf-8"))]
     if trial["axes"]["training"] == "sgd"
-    for first in [trial["step"].index(150)]
-    for rate in [trial["history"]["margin_derivative"][first:]]
-    for product in [trial["history"]["inner_product"][first:]]
 ]
 """The gap of `theorem2` from step 150 on, of each seed."""
 CLIPPED = {
     str(cell.axes["model"]): cell.mean or 0.0
     for cell in Report.model_validate_json(
-        (measured.ROOT / "results" / "combined" / "report-budget.json").read_bytes()
+        (measured.RESULTS / "combined" / "report-budget.json").read_bytes()
     ).cells
 }
 ON_CIFAR = {
@@ -194,7 +186,7 @@ SENTENCES: list[tuple[str, list[float]]] = [
             best("rank10-signed-affine", "fmnist"),
             best("rank10-clipped", "fmnist"),
             p_value(
-                REPORTS["matched"],
+                "matched",
                 "rank10 < rank10-clipped in test accuracy, each at its best lr on fmnist",
             ),
             best("quadratic-as-rank10", "fmnist"),
@@ -208,10 +200,7 @@ SENTENCES: list[tuple[str, list[float]]] = [
     ),
     (
         "with 1/{:.0f} of the parameters",
-        [
-            next(c.parameters for c in REPORTS["rank"].cells if c.axes["model"] == "relu8000")
-            / params("rank", "rank1")
-        ],
+        [cell("rank", "relu8000", "mnist").parameters / cell("rank", "rank1", "mnist").parameters],
     ),
     (
         "the dense form is as claimed** ({:.1f} %, linear {:.1f} behind the same convolution); "
@@ -251,23 +240,23 @@ SENTENCES: list[tuple[str, list[float]]] = [
         "Clipped at 0.5 it has {:.1f}; not clipped, at γ = 0.1, {:.1f}. Both at once have {:.1f}, "
         "and at γ = 0.01 {:.1f}, less than the linear network inside, not clipped ({:.1f})",
         [
-            (free := along_gamma("1", "none")).diverged,
+            (free := cell("gamma", "1", ON_DIGITS, clipping="none")).diverged,
             free.trials,
             free.mean or 0.0,
-            along_gamma("1", "0.5").mean or 0.0,
-            along_gamma("0.1", "none").mean or 0.0,
-            along_gamma("0.1", "0.5").mean or 0.0,
-            along_gamma("0.01", "0.5").mean or 0.0,
-            along_gamma("0", "none").mean or 0.0,
+            mean("gamma", "1", ON_DIGITS, clipping="0.5"),
+            mean("gamma", "0.1", ON_DIGITS, clipping="none"),
+            mean("gamma", "0.1", ON_DIGITS, clipping="0.5"),
+            mean("gamma", "0.01", ON_DIGITS, clipping="0.5"),
+            mean("gamma", "0", ON_DIGITS, clipping="none"),
         ],
     ),
     (
         "there are {:.1f} and {:.1f}. That γ = 0.1 is better than the linear network inside is not "
         "decided by five seeds (p = {:.2f}).",
         [
-            along_gamma("0.1", "0.5 of steps").mean or 0.0,
-            along_gamma("0.01", "0.5 of steps").mean or 0.0,
-            along_gamma("0.1", "none").p_value or 0.0,
+            mean("gamma", "0.1", ON_DIGITS, clipping="0.5 of steps"),
+            mean("gamma", "0.01", ON_DIGITS, clipping="0.5 of steps"),
+            cell("gamma", "0.1", ON_DIGITS, clipping="none").p_value or 0.0,
         ],
     ),
     (
@@ -297,7 +286,7 @@ SENTENCES: list[tuple[str, list[float]]] = [
         [
             mean("combined", "head", "digits32", clipping="0.5"),
             mean("combined", "linear", "digits32", clipping="0.5"),
-            p_value(REPORTS["combined"], "linear < head in test accuracy on digits32"),
+            p_value("combined", "linear < head in test accuracy on digits32"),
             mean("combined", "linear", "digits32", clipping="none"),
             mean("combined", "head", "digits32", clipping="none"),
         ],

@@ -21,7 +21,7 @@ from qcore import QuadraticLinear
 
 def rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
     """The learning rate of every step."""
-    optimizer = make_optimizer(nn.Linear(2, 2), recipe)
+    optimizer = make_optimizer(nn.Linear(2, 2), recipe, None)
     schedule = make_schedule(optimizer, recipe, steps_per_epoch)
     found = []
     for _ in range(recipe.epochs * steps_per_epoch):
@@ -62,7 +62,7 @@ def test_sgd_is_momentum_and_weight_decay_written_out() -> None:
     recipe = Recipe(epochs=1, lr=0.1, momentum=0.9, weight_decay=0.01)
     model = nn.Linear(3, 1, bias=False).double()
     weight, velocity = model.weight.detach().clone(), torch.zeros(1, 3, dtype=torch.double)
-    optimizer = make_optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe, None)
     for step in range(5):
         x = torch.arange(3.0, dtype=torch.double) + step
         optimizer.zero_grad()
@@ -97,7 +97,7 @@ def test_clipping_stacked_seeds_is_torchs_on_each(norm: float) -> None:
     stacked = side_by_side(replicas)
     x = torch.randn(3, 5, 4) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1)
     stacked(x).square().sum().backward()
-    clip_gradients(stacked, make_optimizer(stacked, Recipe(epochs=1)), norm)
+    clip_gradients(stacked, make_optimizer(stacked, Recipe(epochs=1), None), norm)
     for i, alone in enumerate(replicas):
         alone(x[i]).square().sum().backward()
         nn.utils.clip_grad_norm_(alone.parameters(), norm)
@@ -133,7 +133,7 @@ def test_a_single_model_is_clipped_as_a_whole() -> None:
     layer = nn.Linear(4, 3)
     model = side_by_side([layer])
     model(torch.randn(1, 5, 4)).square().sum().backward()
-    clip_gradients(model, make_optimizer(model, Recipe(epochs=1)), 0.5)
+    clip_gradients(model, make_optimizer(model, Recipe(epochs=1), None), 0.5)
     gradients = [p.grad for p in layer.parameters() if p.grad is not None]
     assert torch.cat([g.flatten() for g in gradients]).norm().item() == pytest.approx(0.5, rel=1e-4)
 

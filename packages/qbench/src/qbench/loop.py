@@ -204,7 +204,7 @@ class Training:
         weight = y.shape[1] / count  # of this process's share of the batch: 1 where it is alone
         self.optimizer.zero_grad()
         logits, mean, objective = self._loss(x, y, count)
-        loss = objective if self.model.replicas == 1 else objective.sum()  # two operations saved
+        loss = objective.sum()
         if processes() > 1:
             loss = loss * (weight * processes())  # for gradients are averaged over the processes
         self.scaler.scale(loss).backward()

@@ -19,7 +19,7 @@ def make_strategy(recipe: Recipe) -> ReLinear | None:
     return ReLinear(**recipe.strategy.relinear) if recipe.strategy.relinear else None
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, strategy: ReLinear | None = None) -> Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe, strategy: ReLinear | None) -> Optimizer:
     """The optimiser over all parameters, with the strategy inside its steps."""
     groups: Any = (
         strategy.param_groups(model, recipe.lr, recipe.weight_decay)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -64,17 +64,17 @@ class Status(Frozen):
 def statuses(folder: RunFolder, wanted: int | None = None) -> list[Status]:
     """What has begun of a table, in full and reduced each by themselves, and so each combination of
     unstated choices, the defaults first; with ``wanted`` seeds, or the table's own number."""
-    table, heads = folder.table, _heads(folder)
-    begun = [(head.reduced, head.axes) for head in heads.values() if head.version == table.version]
-    begun += [(activity.reduced, activity.axes) for activity, _ in activities(folder)]
+    table, seen = folder.table, _look(folder)
+    begun = [(one.reduced, one.axes) for one in seen.heads.values() if one.version == table.version]
+    begun += [(activity.reduced, activity.axes) for activity, _ in seen.activities]
     found = []
     for reduced in (None, *(name for name in REDUCTIONS if table.reduction(name))):
         number = wanted or table.usual_seeds(reduced)
-        seen = [other_choices(table, axes) for kind, axes in begun if kind == reduced]
-        combinations = {tuple(choices.items()): choices for choices in seen}
+        every = (other_choices(table, axes) for kind, axes in begun if kind == reduced)
+        combinations = {tuple(choices.items()): choices for choices in every}
         for choices in sorted(combinations.values(), key=partial(_place, table)):
             cells = table.cells(choices={k: (v,) for k, v in choices.items()}, reduced=reduced)
-            status = status_of(folder, list(cells), number, heads)
+            status = status_of(folder, list(cells), number, seen)
             if status.recorded or status.running or status.stopped or status.failed:
                 found.append(status)
     return found
@@ -88,17 +88,24 @@ def _place(table: Table, choices: Mapping[str, Scalar]) -> list[int]:
     ]
 
 
-def _heads(folder: RunFolder) -> dict[str, _Head]:
-    """What a status needs of every result in the folder, by key."""
-    return dict(folder.read_each(_read))
+class _Seen(NamedTuple):
+    """What one look at a folder found: each result by its key, and blocks with whether a process is
+    at them."""
+
+    heads: Mapping[str, _Head]
+    activities: Sequence[tuple[Activity, bool]]
+
+
+def _look(folder: RunFolder) -> _Seen:
+    return _Seen(dict(folder.read_each(_read)), list(activities(folder)))
 
 
 def status_of(
-    folder: RunFolder, cells: Sequence[Cell], seeds: int, heads: Mapping[str, _Head] | None = None
+    folder: RunFolder, cells: Sequence[Cell], seeds: int, seen: _Seen | None = None
 ) -> Status:
     """The status of these cells, under one combination of choices, with the seeds 0 … ``seeds``
-    - 1; ``heads`` are what was read of the folder's results, if it was."""
-    heads = _heads(folder) if heads is None else heads
+    - 1; ``seen`` is what was found in the folder, where somebody has looked."""
+    seen = _look(folder) if seen is None else seen
     choices: dict[str, Scalar] = {}
     for cell in cells:  # one that a choice changes nothing for has its default
         choices |= other_choices(folder.table, cell.axes)
@@ -106,14 +113,14 @@ def status_of(
     seconds: dict[str, list[float]] = {cell.key: [] for cell in cells}
     for cell in cells:
         for seed in range(seeds):
-            head = heads.get(cell.trial_key(seed))
+            head = seen.heads.get(cell.trial_key(seed))
             if head is not None:
                 counts[head.status] += 1
                 share = head.environment.seconds / max(1, len(head.environment.block))
                 seconds[cell.key].append(share)
     found = [
         (activity, held)
-        for activity, held in activities(folder)
+        for activity, held in seen.activities
         if activity.reduced == cells[0].reduced
         and other_choices(folder.table, activity.axes) == choices
     ]

@@ -356,7 +356,7 @@ class ReLinear:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        check_groups(optimizer)
+        factors = self.rate_factors(optimizer)
         _undo(optimizer)  # where an earlier step broke off, e.g. in its closure
         shifts = self.weight_decay == "published" and not _skips(optimizer)
         if shifts and kwargs.get("closure", args[1] if len(args) > 1 else None) is not None:
@@ -364,7 +364,7 @@ class ReLinear:
                 "closure is not allowed with weight_decay='published': the step sees b_g in place "
                 "of its distance from 1; call step() after backward(), without a closure"
             )
-        for group, factor in zip(optimizer.param_groups, self.rate_factors(optimizer), strict=True):
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
             # in the group itself, so that loading a state replaces it together with the rate
             shifted: list[int] = []
             group["relinear_undo"] = (group["lr"], shifted)
