@@ -78,7 +78,7 @@ def test_relinear_slows_the_quadratic_parameters_of_stacked_seeds_alike() -> Non
         model = side_by_side(replicas)
         before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
         recipe = Recipe(epochs=1, lr=0.1, strategy={"gamma": 0.01})
-        optimizer = make_optimizer(model, recipe, make_strategy(recipe))
+        optimizer = make_optimizer(model, recipe, make_strategy(recipe, 1))
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
@@ -88,6 +88,26 @@ def test_relinear_slows_the_quadratic_parameters_of_stacked_seeds_alike() -> Non
         for name, change in moved([QuadraticLinear(3, 2) for _ in range(count)]).items():
             rate = 0.1 if name.startswith("r") else 0.001
             torch.testing.assert_close(change, torch.full_like(change, rate), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"), [("linear", 0.25), ("cosine", 0.5 - 0.5 * math.cos(math.pi / 4))]
+)
+def test_a_ramp_takes_relinears_factor_over_all_steps(schedule: str, middle: float) -> None:
+    gamma = {"start": 0, "end": 1, "schedule": schedule}
+    recipe = Recipe(epochs=2, lr=0.1, strategy={"gamma": gamma})
+    strategy = make_strategy(recipe, 6)
+    assert strategy is not None
+    model = QuadraticLinear(3, 2)
+    optimizer = make_optimizer(model, recipe, strategy)
+    found = []
+    for _ in range(14):
+        found.append(strategy.rate_factors(optimizer)[1])
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    assert (found[0], found[6], found[12], found[13]) == (0.0, pytest.approx(0.5), 1.0, 1.0)
+    assert found[3] == pytest.approx(middle)
 
 
 @pytest.mark.parametrize("norm", [0.1, 3.0, 1e6])
@@ -112,7 +132,7 @@ def test_clipping_by_steps_is_relinears_on_each_seed(gamma: float) -> None:
     torch.manual_seed(0)
     replicas: list[nn.Module] = [QuadraticLinear(4, 3) for _ in range(3)]
     recipe = Recipe(epochs=1, clip_norm=0.5, clip_by="steps", strategy={"gamma": gamma})
-    strategy = make_strategy(recipe)
+    strategy = make_strategy(recipe, 1)
     assert strategy is not None
     stacked = side_by_side(replicas)
     x = torch.randn(3, 5, 4) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1)

@@ -31,9 +31,9 @@ class Convolution(Frozen):
 
 FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
-        "linear": frozenset({"convolution"}),
-        "dense": frozenset({"affine", "convolution"}),
-        "low_rank": frozenset({"rank", "signed", "affine", "convolution"}),
+        "linear": frozenset({"convolution", "norm"}),
+        "dense": frozenset({"affine", "convolution", "norm"}),
+        "low_rank": frozenset({"rank", "signed", "affine", "convolution", "norm"}),
         "mlp": frozenset(
             {
                 "hidden",
@@ -43,6 +43,7 @@ FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "activation",
                 "as_large_as",
                 "convolution",
+                "norm",
             }
         ),
         "zoo": frozenset({"name", "depth", "options", "quadratize", "after"}),
@@ -64,7 +65,9 @@ class ModelSpec(Frozen):
     rank ``rank``. ``mlp``: layers of ``hidden`` neurons, linear unless ``neuron`` says which, each
     followed by an ``activation``, of which ``square`` is z², and a linear output; wider by one
     factor where it is to be ``as_large_as``, in parameters, one of another neuron, or a ``dense``
-    or ``low_rank`` classifier on the same inputs. These four may stand behind a ``convolution``.
+    or ``low_rank`` classifier on the same inputs. These four may stand behind a ``convolution``,
+    and have a ``norm``, by the root mean square of each sample's features and without parameters:
+    of the ``input`` of the first layer or form, or of what ``quadratic`` branches of neurons see.
     ``zoo``: a model of timm's or the zoo's by ``name``, in which
     ``{depth}`` stands for ``depth``, made with ``options``; ``quadratize`` names the neuron that
     its convolutions become.
@@ -84,6 +87,7 @@ class ModelSpec(Frozen):
     signed: bool = False
     affine: bool = False
     convolution: Convolution | None = None
+    norm: Literal["input", "quadratic"] | None = None
     hidden: tuple[Count, ...] = ()
     neuron: str = "linear"
     neuron_rank: Count | None = None
@@ -113,6 +117,11 @@ class ModelSpec(Frozen):
             raise ValueError("kind zoo needs a name")
         if self.kind == "mlp" and not self.hidden:
             raise ValueError("kind mlp needs hidden, the widths of its hidden layers")
+        if self.norm == "quadratic" and self.neuron == "linear":
+            raise ValueError(
+                "norm: quadratic is of the branches of a quadratic neuron: give kind mlp a neuron, "
+                "or choose input"
+            )
         if isinstance(self.as_large_as, ModelSpec):
             self.as_large_as._check_form()
         if not re.fullmatch(r"[\w.{}-]*", self.name):
@@ -174,6 +183,8 @@ def diqnn_name(spec: ModelSpec) -> str | None:
     if spec.kind not in ("dense", "low_rank") or spec.signed or spec.affine:
         return None
     if spec.convolution not in (None, _DIQNN_CONVOLUTION) or (spec.rank or 1) > _DIQNN_RANKS:
+        return None
+    if spec.norm is not None:
         return None
     behind = "_conv" if spec.convolution is not None else ""
     return f"diqnn{behind}" if spec.rank is None else f"diqnn{behind}_rank{spec.rank}"

@@ -58,13 +58,13 @@ def build_model(
 def _classifier(
     spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: float
 ) -> nn.Module:
-    parts, features = _convolved(spec, shape)
+    parts, features = _features(spec, shape)
     if spec.kind == "dense":
         check_dense(features, classes)
     head = _head(spec, features, classes, init_scale)
-    if len(shape) == 1:
+    if not parts:
         return head
-    return nn.Sequential(OrderedDict([*parts.items(), ("flatten", nn.Flatten()), ("head", head)]))
+    return nn.Sequential(OrderedDict([*parts.items(), ("head", head)]))
 
 
 def check_dense(features: int, classes: int) -> None:
@@ -77,19 +77,28 @@ def check_dense(features: int, classes: int) -> None:
         )
 
 
-def _convolved(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[OrderedDict[str, nn.Module], int]:
-    """The layers before the classifier, by name, and the features that it gets."""
-    layer = spec.convolution
-    if layer is None:
-        return OrderedDict(), math.prod(shape)
-    if len(shape) != 3 or min(shape[1:]) < layer.kernel:
-        raise UserError(
-            f"a convolution of {layer.kernel}×{layer.kernel} does not fit inputs of shape "
-            f"{shape}: choose images, and a kernel no larger than they are"
-        )
-    convolution = nn.Conv2d(shape[0], layer.channels, layer.kernel, layer.stride)
-    parts = OrderedDict[str, nn.Module](convolution=convolution, relu=nn.ReLU())
-    return parts, layer.outputs(shape)
+def _features(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[OrderedDict[str, nn.Module], int]:
+    """What makes features of inputs, by name, and how many they are."""
+    parts = OrderedDict[str, nn.Module]()
+    features = math.prod(shape)
+    if (layer := spec.convolution) is not None:
+        if len(shape) != 3 or min(shape[1:]) < layer.kernel:
+            raise UserError(
+                f"a convolution of {layer.kernel}×{layer.kernel} does not fit inputs of shape "
+                f"{shape}: choose images, and a kernel no larger than they are"
+            )
+        parts["convolution"] = nn.Conv2d(shape[0], layer.channels, layer.kernel, layer.stride)
+        parts["relu"] = nn.ReLU()
+        features = layer.outputs(shape)
+    if len(shape) > 1:
+        parts["flatten"] = nn.Flatten()
+    if spec.norm == "input":
+        parts["norm"] = _norm(features)
+    return parts, features
+
+
+def _norm(features: int) -> nn.Module:
+    return nn.RMSNorm(features, elementwise_affine=False)
 
 
 def _head(spec: ModelSpec, features: int, classes: int, init_scale: float) -> nn.Module:
@@ -112,8 +121,8 @@ def _head(spec: ModelSpec, features: int, classes: int, init_scale: float) -> nn
 
 
 def _mlp(spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: float) -> nn.Module:
-    convolved, inputs = _convolved(spec, shape)
-    layers = [*convolved.values(), *([nn.Flatten()] if len(shape) > 1 else [])]
+    parts, inputs = _features(spec, shape)
+    layers = [*parts.values()]
     widths = (inputs, *hidden_widths(spec, inputs, classes))
     for before, after in pairwise(widths):
         if spec.activation == "square":
@@ -157,9 +166,13 @@ def hidden_widths(spec: ModelSpec, inputs: int, outputs: int) -> tuple[int, ...]
 def _layer(spec: ModelSpec, inputs: int, outputs: int) -> nn.Module:
     if spec.neuron == "linear":
         return nn.Linear(inputs, outputs, bias=spec.bias)
-    return QuadraticLinear(
+    layer = QuadraticLinear(
         inputs, outputs, bias=spec.bias, neuron=spec.neuron, rank=spec.neuron_rank
     )
+    if spec.norm == "quadratic":
+        for letter, branch in layer.quadratic_branches().items():
+            layer[letter] = nn.Sequential(_norm(inputs), branch)
+    return layer
 
 
 def _zoo(
@@ -194,7 +207,8 @@ def _place(model: nn.Module, strategy: Strategy, *, keep: bool) -> None:
         return
     for layer in layers:
         for letter, branch in layer.branches_zero_at_reference().items():
-            branch.reset_parameters()  # type: ignore[operator]
-            if isinstance(bias := getattr(branch, "bias", None), Tensor):
+            drawn = branch[-1] if isinstance(branch, nn.Sequential) else branch  # behind its norm
+            drawn.reset_parameters()  # type: ignore[operator]
+            if isinstance(bias := getattr(drawn, "bias", None), Tensor):
                 with torch.no_grad():  # what PyTorch draws is the whole constant, offset included
                     bias.sub_(layer.offsets[letter])

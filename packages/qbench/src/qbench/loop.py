@@ -84,11 +84,11 @@ class Training:
         self._evaluated: Callable[[Tensor], Tensor] = model
         if compiled:
             self._forward, self._evaluated = map(torch.compile, (self._forward, model))
-        self.strategy = make_strategy(recipe)
-        self.optimizer = make_optimizer(model, recipe, self.strategy)
         samples = len(problem.train)
         self.steps_per_epoch = math.ceil(samples / (recipe.batch_size or samples))
         self.steps = recipe.epochs * self.steps_per_epoch
+        self.strategy = make_strategy(recipe, self.steps_per_epoch)
+        self.optimizer = make_optimizer(model, recipe, self.strategy)
         self._check_shares(samples)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
         self.scaler = torch.amp.GradScaler(device, enabled=recipe.precision == "float16")

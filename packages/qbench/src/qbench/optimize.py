@@ -9,14 +9,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
-from qbench.recipe import Recipe
+from qbench.recipe import Ramp, Recipe
 from qbench.stack import Single, Stacked
-from qcore import ReLinear
+from qcore import CosineSchedule, LinearSchedule, ReLinear
 
 
-def make_strategy(recipe: Recipe) -> ReLinear | None:
+def make_strategy(recipe: Recipe, steps_per_epoch: int) -> ReLinear | None:
     """ReLinear, where the recipe has it."""
-    return ReLinear(**recipe.strategy.relinear) if recipe.strategy.relinear else None
+    given = recipe.strategy.relinear
+    steps = max(recipe.epochs * steps_per_epoch, 1)
+    for name, factor in given.items():
+        if isinstance(factor, Ramp):
+            made = LinearSchedule if factor.schedule == "linear" else CosineSchedule
+            given[name] = made(factor.start, factor.end, steps)
+    return ReLinear(**given) if given else None
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, strategy: ReLinear | None) -> Optimizer:

@@ -6,8 +6,24 @@ from pydantic import ConfigDict, Field, model_validator
 
 from qbench.frozen import Count, Frozen
 
-Factors = float | tuple[float, float]
-"""One of ReLinear's factors, or a pair of them: for g and for b."""
+
+class Ramp(Frozen):
+    """A factor that goes from ``start`` to ``end`` over all steps of a training, in a straight line
+    or along half a cosine.
+
+    >>> Ramp(start=0, end=1).schedule
+    'linear'
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    start: float
+    end: float
+    schedule: Literal["linear", "cosine"] = "linear"
+
+
+Factors = float | tuple[float, float] | Ramp
+"""One of ReLinear's factors, a pair of them, for g and for b, or one for both that changes."""
 
 
 class Strategy(Frozen):
@@ -40,8 +56,10 @@ class Strategy(Frozen):
 
     @property
     def relinear(self) -> dict[str, Any]:
-        """The arguments of :class:`qcore.ReLinear`; empty for training as all others."""
-        given = self.model_dump(exclude={"start", "vary", "value"}, exclude_none=True)
+        """The arguments of :class:`qcore.ReLinear`, a ramp in place of a schedule; empty for
+        training as all others."""
+        names = ("gamma", "alpha", "beta", "lr_g", "lr_b", "weight_decay")
+        given = {name: x for name in names if (x := getattr(self, name)) is not None}
         if self.vary is not None:
             factor, _, branch = self.vary.partition("_")
             values = {"": self.value, "g": (self.value, 0.0), "b": (0.0, self.value)}

@@ -1,0 +1,86 @@
+"""Models whose inputs, or the inputs of whose quadratic branches, have a norm."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from qbench.architecture import ModelSpec, diqnn_name
+from qbench.build import build_model
+from qbench.recipe import Strategy
+from qbench.stack import side_by_side
+from qcore import QuadraticLinear
+
+SHAPE = (1, 8, 8)
+
+
+def normalised(x: Tensor) -> Tensor:
+    return x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "linear"},
+        {"kind": "dense"},
+        {"kind": "low_rank", "rank": 2},
+        {"kind": "low_rank", "rank": 2, "convolution": {"channels": 3, "kernel": 3}},
+        {"kind": "mlp", "hidden": (5,)},
+    ],
+)
+def test_a_norm_of_the_input_stands_right_before_the_first_layer(fields: dict[str, object]) -> None:
+    plain = build_model(ModelSpec.model_validate(fields), SHAPE, 10, 1.0, seed=3).double()
+    fields = fields | {"norm": "input"}
+    model = build_model(ModelSpec.model_validate(fields), SHAPE, 10, 1.0, seed=3).double()
+    x = torch.rand(6, *SHAPE, dtype=torch.double)
+    parts = list(plain.children())
+    flat = next(i for i, part in enumerate(parts) if isinstance(part, nn.Flatten)) + 1
+    features = nn.Sequential(*parts[:flat])(x)
+    torch.testing.assert_close(model(x), nn.Sequential(*parts[flat:])(normalised(features)))
+
+
+def test_a_norm_of_tables_is_of_their_columns() -> None:
+    spec = ModelSpec(kind="low_rank", rank=2, norm="input")
+    model = build_model(spec, (13,), 3, 1.0, seed=0)
+    x = torch.rand(4, 13)
+    torch.testing.assert_close(model(x), model(1000 * x))
+
+
+def test_a_norm_of_quadratic_branches_leaves_the_reference_as_it_is() -> None:
+    spec = ModelSpec(kind="mlp", hidden=(5, 4), neuron="quadratic", norm="quadratic")
+    model = build_model(spec, (7,), 3, 1.0, seed=0, strategy=Strategy(start="conventional"))
+    x = torch.rand(6, 7, dtype=torch.double)
+    layer = model.double()[0]
+    assert isinstance(layer, QuadraticLinear)
+    r, g, b = layer["r"], layer["g"][1], layer["b"][1]  # type: ignore[index]
+    assert all(branch.weight.abs().min() > 0 for branch in (r, g, b))
+    written_out = r(x) * (1 + g(normalised(x))) + b(normalised(x * x))
+    torch.testing.assert_close(layer(x), written_out)
+
+    at_reference = build_model(spec, (7,), 3, 1.0, seed=0).double()
+    linear = [at_reference[0]["r"], at_reference[2]["r"], at_reference[-1]]  # type: ignore[index]
+    hidden = linear[1](linear[0](x).relu()).relu()
+    torch.testing.assert_close(at_reference(x), linear[2](hidden))
+
+
+def test_normalised_seeds_side_by_side_do_not_see_each_other() -> None:
+    spec = ModelSpec(kind="mlp", hidden=(5,), neuron="quadratic", norm="quadratic")
+    started = Strategy(start="conventional")
+    models = [build_model(spec, (7,), 3, 1.0, seed, started) for seed in range(3)]
+    x = torch.rand(3, 6, 7)
+    together = side_by_side(models)(x)
+    for model, one, outputs in zip(models, x, together, strict=True):
+        torch.testing.assert_close(outputs, model(one))
+
+
+def test_a_norm_of_quadratic_branches_is_for_quadratic_neurons() -> None:
+    said = "norm: quadratic is of the branches of a quadratic neuron: give kind mlp a neuron"
+    with pytest.raises(ValidationError, match=said):
+        ModelSpec(kind="mlp", hidden=(5,), norm="quadratic")
+    with pytest.raises(ValidationError, match="norm belongs to kind linear or dense or low_rank"):
+        ModelSpec(kind="zoo", name="qresnet20", norm="input")
+
+
+def test_the_zoo_has_no_name_for_a_normalised_form() -> None:
+    assert diqnn_name(ModelSpec(kind="low_rank", rank=4)) == "diqnn_rank4"
+    assert diqnn_name(ModelSpec(kind="low_rank", rank=4, norm="input")) is None
