@@ -199,10 +199,11 @@ def test_a_full_report_is_not_made_from_a_reduced_run(out: Path) -> None:
 
 ON_A_BUDGET = """
 import sys
-import qbench.cli, qbench.commands_records
+import qbench.cli, qbench.commands_records, qbench.commands_run
 from qbench.table import parse_table
 table = parse_table(sys.argv.pop(1), "uci.yaml")
-qbench.cli.load_table = qbench.commands_records.load_table = lambda name: table
+for module in (qbench.cli, qbench.commands_records, qbench.commands_run):
+    module.load_table = lambda name: table
 qbench.cli.main()
 """
 

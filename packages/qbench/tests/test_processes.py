@@ -306,10 +306,10 @@ def command(out: Path, *more: str, jobs: int = 2) -> list[str]:
 
 WITH_ITS_OWN_TABLE = """
 import sys
-import qbench.cli
+import qbench.cli, qbench.commands_run
 from qbench.table import parse_table
 table = parse_table(sys.argv.pop(1), "uci.yaml")
-qbench.cli.load_table = lambda name: table
+qbench.commands_run.load_table = lambda name: table
 qbench.cli.main()
 """
 

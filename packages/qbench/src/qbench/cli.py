@@ -4,18 +4,13 @@ doctor``.
 Every command calls the library and prints.
 """
 
-import atexit
 import io
 import json
 import shlex
 import signal
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -25,23 +20,15 @@ from qbench import __version__
 from qbench.commands_data import Data, data_app
 from qbench.commands_doctor import doctor
 from qbench.commands_leaderboard import leaderboard_app
-from qbench.commands_records import Out, complete_table, status, sync
+from qbench.commands_records import Out, TableName, reduction, status, sync
+from qbench.commands_run import run
 from qbench.errors import UserError
-from qbench.frozen import Scalar
-from qbench.launch import is_first, is_launched, let_the_first_speak
+from qbench.launch import let_the_first_speak
 from qbench.report.wording import format_duration
-from qbench.table import Reduction, Table, load_table, table_names
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from qbench.block import Block
-    from qbench.trial import RunFolder
+from qbench.table import Table, load_table, table_names
 
 # torch, scikit-learn and matplotlib are imported by the commands that need them: `list` answers at
 # once.
-
-_SECONDS_BETWEEN_LINES = 60.0  # of a run that shows no bar
 
 app = typer.Typer(
     help="Rerun the papers on quadratic networks: every claim beside its measurement.",
@@ -50,14 +37,10 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(leaderboard_app, name="leaderboard")
+app.command(epilog="Example: qbench run uci --only dataset=wine,iris --axis scaling=all")(run)
 app.command(epilog="Example: qbench status uci --watch")(status)
 app.command(epilog="Example: qbench sync --to http://localhost:5000")(sync)
 app.command(epilog="Example: qbench doctor --data ~/data")(doctor)
-
-
-TableName = Annotated[
-    str, typer.Argument(help="A table's name; see qbench list.", autocompletion=complete_table)
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -145,189 +128,6 @@ def _described(table: Table) -> dict[str, object]:
     }
 
 
-@app.command(epilog="Example: qbench run uci --only dataset=wine,iris --axis scaling=all")
-def run(
-    table: TableName,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds per cell; the table's own number by default.")
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="AXIS=VALUE,…", help="Only these values of an axis; repeatable."),
-    ] = None,
-    axis: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="AXIS=all|VALUE,…", help="Values of a choice the paper leaves open; repeatable."
-        ),
-    ] = None,
-    out: Out = Path("runs"),
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="An MLflow server to record on, beside runs/mlflow.db.")
-    ] = None,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
-    precision: Annotated[
-        str | None,
-        typer.Option(help="float32, tf32, bfloat16 or float16, where the table leaves it open."),
-    ] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Train through torch.compile.")
-    ] = False,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Blocks at once, each in a process with its share of threads and GPUs."
-        ),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS|local",
-            help="A Ray cluster for blocks, a processor each: host:port, auto, local.",
-        ),
-    ] = None,
-    data: Data = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A reduced run of minutes, marked as such everywhere.")
-    ] = False,
-    budget: Annotated[
-        bool,
-        typer.Option(
-            "--budget", help="A reduced run of hours, of tables of weeks; marked everywhere, too."
-        ),
-    ] = False,
-) -> None:
-    """Run what is missing of a table, record it in MLflow, and report."""
-    if ray is not None and jobs is not None:
-        raise UserError(
-            f"--jobs {jobs} is for processes of this machine, --ray {ray} for a cluster: give one"
-        )
-    if is_launched() and (ray is not None or jobs is not None):
-        raise UserError(
-            "torchrun has started several processes, which train each block together: leave out "
-            "--jobs and --ray"
-        )
-    loaded = load_table(table)
-    reduced = _reduction(loaded, quick=quick, budget=budget)
-    if precision and "precision" not in loaded.axes:
-        raise UserError(
-            f"table {table} is trained in {loaded.recipe.precision}, which is no choice of it: "
-            f"leave out --precision {precision}"
-        )
-    chosen = [*(axis or []), *([f"precision={precision}"] if precision else [])]
-    cells = list(
-        loaded.cells(
-            _axis_values(loaded, only), _axis_values(loaded, chosen, choices=True), reduced=reduced
-        )
-    )
-    if not cells:
-        raise UserError(
-            f"table {table} has nothing of this in its recipe for --{reduced}: leave that out, and "
-            "it is run in full"
-        )
-    number = seeds or loaded.usual_seeds(reduced)
-
-    from qbench.trial import RunFolder
-
-    folder = RunFolder(out, loaded, create=True)
-    atexit.register(folder.give_up)  # a run that is refused leaves no empty folder
-
-    from qbench.block import Setting, plan
-    from qbench.executors import (
-        run_blocks,
-        run_on_processes,
-        run_on_ray,
-        run_together,
-        take_part,
-    )
-    from qbench.machine import check_compile, check_data, check_device
-    from qbench.publish import Publisher, default_uri
-    from qbench.report.files import report_of, write_report
-    from qbench.report.terminal import print_report
-
-    console = Console(quiet=not is_first())
-    note = cache(partial(console.print, style="yellow"))  # each is said once
-    setting = Setting(device, data, compiled, on_note=note)
-    is_here = ray in (None, "local")  # else it is for the nodes to have a device
-    if is_here:
-        check_device(device)
-    check_data(cells, data)
-    if compiled and is_here:
-        check_compile(device)
-    if not is_first():
-        take_part(loaded, setting)
-        return
-    if quick and reduced is None:
-        console.print(f"{table} is quick as it is: --quick changes nothing.")
-    trials = 0
-    failed: list[str] = []
-
-    def fail(block: "Block", reason: str) -> None:
-        failed.append(f"{block.cell}: {reason}")
-        console.print(f"failed: {failed[-1]}", style="red")
-
-    there = sum(folder.has(cell, seed) for cell in cells for seed in range(number))
-    started = time.perf_counter()
-    targets = [default_uri(out), *([tracking_uri] if tracking_uri else [])]
-    publisher = Publisher(out, targets, table)
-    try:
-        publisher.send(folder)
-        blocks = plan(folder, cells, number)
-        with _progress(blocks, console) as on_progress:
-            run_all = run_blocks if jobs is None else partial(run_on_processes, jobs=jobs)
-            if ray is not None:
-                run_all = partial(run_on_ray, address=ray)
-            elif is_launched():
-                run_all = run_together
-            for _, results in run_all(
-                folder,
-                blocks,
-                setting=setting,
-                on_progress=on_progress,
-                on_failure=fail,
-            ):
-                trials += len(results)
-                publisher.send(folder, results)
-        # what a worker wrote that was lost before it said so, and what others start from
-        publisher.send(folder)
-        trained = time.perf_counter() - started
-        with console.status("recording the last results in MLflow"):
-            problem = publisher.close()
-    except KeyboardInterrupt:
-        publisher.end()
-        _stopped(folder, sys.argv[1:])
-    recorded = time.perf_counter() - started - trained
-    if trials or there or not failed:  # else there is nothing to report
-        report, found = report_of(folder, reduced=reduced)
-        page = write_report(report, found, folder)
-        print_report(report, console)
-        server = f"{tracking_uri}, or " if tracking_uri else ""
-        mlflow_ui = f"{server}mlflow ui --backend-store-uri {shlex.quote(default_uri(out))}"
-        console.print(
-            f"{trials} trials run in {trained:.0f} s, {there} were there already"
-            + ("" if problem else f"; another {recorded:.0f} s until all were in MLflow")
-            + f".\nReport: {page}\nMLflow: {mlflow_ui}  (then: Model training, {table}, Runs)",
-            highlight=False,
-            markup=False,  # an address may have [ ] in it
-            soft_wrap=True,
-        )
-    if failed:
-        typer.echo(
-            f"qbench: {len(failed)} of {len(blocks)} blocks failed: {'; '.join(failed[:5])}"
-            f"{'; …' if len(failed) > 5 else ''}. qbench status {table} says more; the same "
-            "command tries them again.",
-            err=True,
-        )
-    if problem:
-        typer.echo(
-            f"qbench: not all is recorded in MLflow ({problem}); the results are safe in "
-            f"{folder.path}, and the next run records them.",
-            err=True,
-        )
-    if failed:
-        raise typer.Exit(1)
-
-
 @app.command(epilog="Example: qbench report uci --json")
 def report(
     table: TableName,
@@ -345,7 +145,7 @@ def report(
     from qbench.trial import RunFolder
 
     folder = RunFolder(out, loaded)
-    reduced = _reduction(loaded, quick=quick, budget=budget)
+    reduced = reduction(loaded, quick=quick, budget=budget)
     made, results = report_of(folder, reduced=reduced)
     if as_json:
         typer.echo(json.dumps(to_json(made), indent=1, allow_nan=False))
@@ -394,105 +194,6 @@ def export(
         f"Into the package: qzoo bundle {shlex.quote(str(to))}; onto the Hub: qzoo publish "
         f"{shlex.quote(str(to))}"
     )
-
-
-def _reduction(table: Table, *, quick: bool, budget: bool) -> Reduction | None:
-    """The reduced run that is asked for; None for a table that is quick as it is."""
-    if quick and budget:
-        raise UserError("--quick and --budget are two kinds of reduced runs: give one")
-    if budget and table.budget is None:
-        known = [name for name in table_names() if load_table(name).budget is not None]
-        raise UserError(
-            f"table {table.id} has no recipe for --budget: {', '.join(known)} have one. Leave it "
-            "out, or give --quick"
-        )
-    if quick and table.quick is not None:
-        return "quick"
-    return "budget" if budget else None
-
-
-def _axis_values(
-    table: Table, options: Sequence[str] | None, *, choices: bool = False
-) -> dict[str, tuple[Scalar, ...]]:
-    """``AXIS=VALUE,…`` options as values by axis; ``all`` stands for every value of a choice."""
-    chosen: dict[str, tuple[Scalar, ...]] = {}
-    for option in options or []:
-        name, equals, text = option.partition("=")
-        if not equals or not text:
-            every = f" or {name}=all" if choices else ""
-            raise UserError(
-                f"{option!r} is not of the form AXIS=VALUE: write {name or 'AXIS'}=VALUE,…{every}"
-            )
-        if choices and name in table.grid_axes:
-            raise UserError(
-                f"--axis is for the choices left open; use --only {option} for the grid"
-            )
-        values = table.axes.get(name, ()) if text == "all" else tuple(text.split(","))
-        chosen[name] = (*chosen.get(name, ()), *values)
-    return chosen
-
-
-@contextmanager
-def _progress(blocks: Sequence["Block"], console: Console) -> Iterator["_OnProgress"]:
-    """A bar over all blocks with the trials done and the time left."""
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    total = sum(len(block.seeds) for block in blocks)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[trials]}/" + f"{total} trials"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        speed_estimate_period=120,
-        disable=not blocks or not console.is_terminal,
-    )
-    with bar:
-        yield _OnProgress(bar, blocks, None if console.is_terminal else console)
-
-
-class _OnProgress:
-    """Turns the fraction of a block that is done into the bar's position; into a line a minute on
-    ``plain``, which shows no bar, as a file does not."""
-
-    def __init__(
-        self, bar: "Progress", blocks: Iterable["Block"], plain: Console | None = None
-    ) -> None:
-        self._bar, self._plain = bar, plain
-        self._started = self._said = time.monotonic()
-        self._costs = {block: block.cost for block in blocks}
-        self._done: dict[Block, float] = {}
-        self._task = bar.add_task("", total=sum(self._costs.values()), trials=0)
-
-    def __call__(self, block: "Block", fraction: float) -> None:
-        self._done[block] = fraction
-        position = sum(self._costs[b] * share for b, share in self._done.items())
-        trials = sum(len(b.seeds) for b, share in self._done.items() if share >= 1)
-        self._bar.update(self._task, completed=position, description=str(block.cell), trials=trials)
-        now = time.monotonic()
-        if self._plain is not None and now - self._said >= _SECONDS_BETWEEN_LINES:
-            self._said = now
-            share = position / (sum(self._costs.values()) or 1)
-            took = format_duration(now - self._started)
-            self._plain.print(f"{share:.0%} after {took}: {trials} trials, at {block.cell}")
-
-
-def _stopped(folder: "RunFolder", arguments: Sequence[str]) -> None:
-    there = len(list(folder.path.glob("*/result.json")))
-    typer.echo(
-        f"\nqbench: stopped; {there} trials are recorded in {folder.path}. "
-        f"To go on: qbench {shlex.join(arguments)}",
-        err=True,
-    )
-    raise typer.Exit(130)
 
 
 def main() -> None:
