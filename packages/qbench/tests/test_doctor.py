@@ -41,13 +41,14 @@ def test_missing_data_names_the_file_and_the_command(tmp_path: Path) -> None:
 
 def test_a_store_that_is_broken_or_away_is_lacking_and_nothing_worse(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"this is no database, whatever its name says")
-    server = "http://127.0.0.1:9"
+    server = "http://me:secret@127.0.0.1:9"
     installed, broken, away = of(examine(tmp_path, tmp_path, server), "MLflow")
     assert installed.verdict == "good"
     assert broken.verdict == away.verdict == "lacking"
     assert "mlflow.db" in broken.found
     assert "file is not a database" in broken.found
-    assert away.found.startswith(f"{server}: ")
+    assert away.found.startswith("http://me:***@127.0.0.1:9: ")
+    assert "secret" not in away.found
     assert "qbench sync" in away.advice
 
 

@@ -320,6 +320,7 @@ def test_a_run_goes_on_while_its_server_is_away_and_records_when_it_is_back(
     ("target", "said"),
     [
         ("http://127.0.0.1:9", "qbench: http://127.0.0.1:9: "),
+        ("http://me:secret@127.0.0.1:9", "qbench: http://me:***@127.0.0.1:9: "),
         ("nonsense://x", "qbench: nonsense://x: "),
     ],
 )
@@ -330,6 +331,7 @@ def test_a_store_that_cannot_be_reached_is_one_sentence(
     assert status == 2
     assert errors.startswith(said)
     assert errors.endswith("Nothing is lost: run the same command again.")
+    assert "secret" not in errors
 
 
 def test_nothing_to_sync_is_a_mistake_of_the_user(tmp_path: Path) -> None:

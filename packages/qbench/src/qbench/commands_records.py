@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from qbench.activity import Activity
-from qbench.errors import UserError
+from qbench.errors import UserError, without_password
 from qbench.report.wording import format_duration, format_value
 from qbench.status import Status, statuses
 from qbench.table import Reduction, Table, load_table, table_names
@@ -176,12 +176,13 @@ def sync(
     from qbench.store import reason
 
     console = Console()
+    place = without_password(to)
     try:
-        with console.status(f"recording in {to}"):
+        with console.status(f"recording in {place}"):
             new = publish(results, to, out)
     except Exception as error:
         # whatever MLflow and what it talks through may raise: nothing here depends on it
         raise UserError(
             f"{reason(to, error)}. Nothing is lost: run the same command again."
         ) from error
-    typer.echo(f"{new} trials were new to {to}, {len(results) - new} were there already.")
+    typer.echo(f"{new} trials were new to {place}, {len(results) - new} were there already.")

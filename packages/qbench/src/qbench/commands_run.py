@@ -15,7 +15,7 @@ from rich.console import Console
 
 from qbench.commands_data import Data
 from qbench.commands_records import Out, TableName, reduction
-from qbench.errors import UserError
+from qbench.errors import UserError, without_password
 from qbench.frozen import Scalar
 from qbench.launch import is_first, is_launched
 from qbench.progress import progress
@@ -122,7 +122,7 @@ def run(
         raise typer.Exit(130) from None
     if done.trials or there or not done.failed:  # else there is nothing to report
         page = _report(folder, reduced, console)
-        server = f"{tracking_uri}, or " if tracking_uri else ""
+        server = f"{without_password(tracking_uri)}, or " if tracking_uri else ""
         mlflow_ui = f"{server}mlflow ui --backend-store-uri {shlex.quote(default_uri(out))}"
         console.print(
             f"{done.trials} trials run in {done.trained:.0f} s, {there} were there already"
@@ -282,6 +282,6 @@ def _say_stopped(folder: "RunFolder", arguments: Sequence[str]) -> None:
     there = len(list(folder.path.glob("*/result.json")))
     typer.echo(
         f"\nqbench: stopped; {there} trials are recorded in {folder.path}. "
-        f"To go on: qbench {shlex.join(arguments)}",
+        f"To go on: qbench {without_password(shlex.join(arguments))}",
         err=True,
     )

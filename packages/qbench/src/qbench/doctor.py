@@ -12,7 +12,7 @@ from typing import Literal
 
 from qbench.catalogue import DATASETS
 from qbench.data.root import data_root, downloadable, find_fault
-from qbench.errors import UserError, one_line
+from qbench.errors import UserError, one_line, without_password
 from qbench.frozen import Frozen
 
 _ROOM = 5e9
@@ -209,7 +209,8 @@ def _tracking(out: Path, uri: str | None) -> Iterator[Check]:
                 advice="Tables run all the same; qbench sync records them when it is back.",
             )
         else:
-            yield Check(what="MLflow", verdict="good", found=f"{place}: {count} experiments")
+            shown = without_password(place)
+            yield Check(what="MLflow", verdict="good", found=f"{shown}: {count} experiments")
 
 
 def _ray() -> Iterator[Check]:

@@ -1,5 +1,6 @@
 """What a user can get wrong: one sentence, a way out, exit status 2."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -58,6 +59,15 @@ def one_line(text: object) -> str:
     """
     words = " ".join(str(text).split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
+def without_password(text: str) -> str:
+    """A text with stars for the passwords of the addresses in it.
+
+    >>> without_password("http://me:secret@host:5000/: no answer")
+    'http://me:***@host:5000/: no answer'
+    """
+    return re.sub(r"(?<=://)([^\s/:@]*):[^\s/@]*@", r"\1:***@", text)
 
 
 def first_problem(error: ValidationError) -> str:

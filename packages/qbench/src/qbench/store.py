@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from qbench.errors import UserError, one_line
+from qbench.errors import UserError, one_line, without_password
 
 _PREFIX = "sqlite:///"
 _PATIENCE = 5.0
@@ -64,9 +64,10 @@ def _opened(path: Path) -> sqlite3.Connection:
 def reason(uri: str, error: BaseException) -> str:
     """Why a store could not be brought up to date, in a line that begins with its URI."""
     if isinstance(error, UserError) and str(error).startswith(one_line(uri)):
-        return str(error)
+        return str(error)  # of a file
     text = re.sub(r"\s*\[SQL: .*|\s*\(Background on this error at: .*", "", one_line(error))
-    return f"{one_line(uri)}: {_said(text.removeprefix('(sqlite3.OperationalError) ')[:300])}"
+    said = _said(without_password(text.removeprefix("(sqlite3.OperationalError) "))[:300])
+    return f"{without_password(one_line(uri))}: {said}"
 
 
 def _said(text: str) -> str:
