@@ -32,7 +32,9 @@ PICTURE = ROOT / "docs" / "neuron.svg"
 CLAIMS = ROOT / "docs" / "claims.md"
 _HEAD = """# All claims
 
-Made by `docs/measured.py` from `results/`; [what we found](findings.md) explains the verdicts.
+Made by `docs/measured.py` from `results/`; [what we found](findings.md) explains the verdicts. A difference is
+the mean over seeds that both were run with, of the second less the first, with its 95 % interval (Student's t); p is of the paired
+test, with Holm's correction over the claims under the same choices.
 """
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 

@@ -99,21 +99,33 @@ def results(
 @pytest.mark.parametrize(
     ("claims", "linear", "rank1", "verdict", "why"),
     [
-        (ORDER, [80, 81, 80, 82], [90, 91, 91, 90], "holds", "80.75 < 90.50, p < 0.001"),
-        (ORDER, [80, 90, 80, 90], [81, 82, 95, 86], "not decided", "85.00 < 86.00, p = 0."),
+        (
+            ORDER,
+            [80, 81, 80, 82],
+            [90, 91, 91, 90],
+            "holds",
+            "80.75 < 90.50, difference +9.75 (95 %: +7.75 … +11.75), p < 0.001",
+        ),
+        (
+            ORDER,
+            [80, 90, 80, 90],
+            [81, 82, 95, 86],
+            "not decided",
+            "85.00 < 86.00, difference +1.00 (95 %: −14.97 … +16.97), p = 0.",
+        ),
         (
             ORDER,
             [90, 91, 90, 92],
             [80, 82, 80, 81],
             "does not hold",
-            "measured 90.75 and 80.75, p < ",
+            "measured 90.75 and 80.75, difference −10.00 (95 %: −11.30 … −8.70), p < ",
         ),
         (
             ORDER,
             [90, 91, 90, 92],
             [91, 89, 92, 90],
             "not decided",
-            "measured 90.75 and 90.50, p = ",
+            "measured 90.75 and 90.50, difference −0.25 (95 %: −3.53 … +3.03), p = ",
         ),
         (ORDER, [80, 80, 80], [90, 90, 90], "not decided", "80.00 < 90.00, no variation to test"),
         (ORDER, [90, 90, 90, 90], [90, 90, 90, 90], "not decided", "measured 90.00 and 90.00, no "),
@@ -121,11 +133,41 @@ def results(
         (ORDER, [80, 80], [], "not tested", "no results for rank1"),
         (ORDER, [80, 80], [90, None], "does not hold", "rank1 diverged in 1 of 2"),
         (ORDER, [80, None], [90, 91], "not decided", "linear diverged in 1 of 2"),
-        (LOSS, [80, 81, 80, 82], [90, 91, 91, 90], "holds", "19.2500 > 9.5000, p < 0.001"),
-        (CLOSE, [90.0, 90.2, 90.1], [90.1, 90.1, 90.2], "holds", "90.10 and 90.13: 0.03 apart, p"),
-        (CLOSE, [90.0, 91.0, 90.0], [90.5, 90.0, 90.6], "not decided", "90.33 and 90.37: 0.03 ap"),
-        (CLOSE, [90.0, 90.2], [95.0, 95.1], "does not hold", "90.10 and 95.05: 4.95 apart, p = 0."),
-        (CLOSE, [90.0, 90.2, 90.6], [91.0, 91.9, 91.6], "not decided", "90.27 and 91.50: 1.23 ap"),
+        (
+            LOSS,
+            [80, 81, 80, 82],
+            [90, 91, 91, 90],
+            "holds",
+            "19.2500 > 9.5000, difference −9.7500 (95 %: −11.7522 … −7.7478), p < 0.001",
+        ),
+        (
+            CLOSE,
+            [90.0, 90.2, 90.1],
+            [90.1, 90.1, 90.2],
+            "holds",
+            "90.10 and 90.13: 0.03 (95 %: −0.25 … 0.32) apart, p",
+        ),
+        (
+            CLOSE,
+            [90.0, 91.0, 90.0],
+            [90.5, 90.0, 90.6],
+            "not decided",
+            "90.33 and 90.37: 0.03 (95 %: −2.19 … 2.26) ap",
+        ),
+        (
+            CLOSE,
+            [90.0, 90.2],
+            [95.0, 95.1],
+            "does not hold",
+            "90.10 and 95.05: 4.95 (95 %: 4.31 … 5.59) apart, p = 0.",
+        ),
+        (
+            CLOSE,
+            [90.0, 90.2, 90.6],
+            [91.0, 91.9, 91.6],
+            "not decided",
+            "90.27 and 91.50: 1.23 (95 %: 0.23 … 2.24) ap",
+        ),
         (CLOSE, [90.0], [90.0], "not decided", "90.00 and 90.00, too few seeds to test"),
         (CLOSE, [90.0, 91.0], [90.0, 91.0], "holds", "90.50 and 90.50: 0.00 apart"),
         (VALUE, [], [89.2, 89.3, 89.4], "holds", "measured 89.30, 95 % interval 89.05 … 89.55"),
@@ -336,10 +378,13 @@ def test_each_model_is_taken_where_validation_is_best_for_it_and_never_the_test(
     iris, wine = report.claims
     assert (iris.panel, iris.verdict) == ("iris", "holds")
     assert iris.text == "linear < rank1 in test accuracy, each at its best lr on iris"
-    assert iris.why == "80.50 < 90.67 (lr: linear at 0.01, rank1 at 0.1), p < 0.001"
+    assert iris.why == (
+        "80.50 < 90.67, difference +10.17 (95 %: +9.45 … +10.88), p < 0.001; "
+        "lr: linear at 0.01, rank1 at 0.1"
+    )
     assert (iris.seeds, wine.seeds) == ((3, 3), (0, 1))
     assert (wine.panel, wine.verdict) == ("wine", "not tested")
-    assert wine.why == "no results for rank1 (lr: linear at 0.1)"
+    assert wine.why == "no results for rank1; lr: linear at 0.1"
     assert "validation_accuracy" in report.measured
 
 
@@ -352,7 +397,8 @@ def test_a_value_at_which_trials_diverged_is_not_chosen() -> None:
             ("iris", 0.1, "rank1"): [None, None, None],
         }
     )
-    assert report.claims[0].why.startswith("80.50 < 90.67 (lr: linear at 0.01, rank1 at 0.01)")
+    assert report.claims[0].why.startswith("80.50 < 90.67, difference +10.17 ")
+    assert report.claims[0].why.endswith("; lr: linear at 0.01, rank1 at 0.01")
 
 
 def test_a_model_that_diverges_at_every_value_refutes_what_is_claimed_of_it() -> None:
@@ -365,7 +411,7 @@ def test_a_model_that_diverges_at_every_value_refutes_what_is_claimed_of_it() ->
     )
     claim = report.claims[0]
     assert claim.verdict == "does not hold"
-    assert claim.why.startswith("rank1 diverged in 1 of 3 (lr: linear at 0.01, rank1 at 0.01)")
+    assert claim.why.startswith("rank1 diverged in 1 of 3; lr: linear at 0.01, rank1 at 0.01")
 
 
 @pytest.mark.parametrize(
@@ -393,7 +439,7 @@ DIMENSION = "  - {order: [linear, rank1], by: dimension, per: panel, source: S}\
     [
         ([3, 3], [5, 5], "holds", "3 < 5, the same for every seed"),
         ([5, 5], [5, 5], "does not hold", "measured 5 and 5, the same for every seed"),
-        ([3, 3], [4, 5], "not decided", "3 < 4.5, p = 0.205"),
+        ([3, 3], [4, 5], "not decided", "3 < 4.5, difference +1.5 (95 %: −4.9 … +7.9), p = 0.205"),
     ],
 )
 def test_what_is_counted_and_the_same_for_every_seed_needs_no_test(
@@ -423,7 +469,7 @@ def test_the_panels_of_a_pooled_claim_are_one_sample_of_each_seed() -> None:
     (claim,) = build_report(made, list(made.cells()), found).claims
     # three seeds do not decide it, however many panels they were run in: twelve would, at p = 0.015
     assert claim.verdict == "not decided"
-    assert claim.why.startswith("80.00 < 80.83, p = 0.37")
+    assert claim.why.startswith("80.00 < 80.83, difference +0.83 (95 %: −2.29 … +3.96), p = 0.37")
 
 
 def test_a_pooled_claim_is_made_once_for_all_panels_and_pairs_within_them() -> None:
@@ -549,7 +595,9 @@ def test_the_direction_of_an_order_is_that_of_the_pairs() -> None:
     found += [result(rank1, s, v) for s, v in enumerate([82.0, 83.2, 84.4])]
     (claim,) = build_report(made, list(made.cells()), found).claims
     assert claim.verdict == "holds"
-    assert claim.why.startswith("measured 88.30 and 83.20, p ")
+    assert claim.why.startswith(
+        "measured 88.30 and 83.20, difference +2.03 (95 %: +1.65 … +2.41), p "
+    )
 
 
 def test_the_claimed_values_of_a_table_stand_beside_its_cells() -> None:

@@ -43,8 +43,9 @@ def test_a_comparison_is_the_paired_t_test(pairs: list[tuple[float, float]]) -> 
     differences = np.array([a - b for a, b in pairs])
     assert comparison.difference == pytest.approx(differences.mean())
     if np.ptp(differences) > 1e-6:
-        expected = stats.ttest_rel(list(first.values()), list(second.values())).pvalue
-        assert comparison.p_value == pytest.approx(expected)
+        expected = stats.ttest_rel(list(first.values()), list(second.values()))
+        assert comparison.p_value == pytest.approx(expected.pvalue)
+        assert comparison.interval95 == pytest.approx(tuple(expected.confidence_interval(0.95)))
 
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=3, max_size=12), st.floats(0.1, 50))
@@ -83,6 +84,7 @@ def test_differences_that_do_not_vary_are_not_tested(shift: float) -> None:
     assert comparison is not None
     assert comparison.difference == pytest.approx(shift)
     assert comparison.p_value is None
+    assert comparison.interval95 is None
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))

@@ -111,7 +111,7 @@ def judge(
     """
     samples = {(cell.panel, str(cell.axes["model"])): _Sample(results) for cell, results in group}
     panels = _panels(table)
-    open_orders: list[tuple[int, Verdict, float]] = []
+    open_orders: list[tuple[int, Verdict, float, str]] = []
     reports: list[ClaimReport] = []
     for claim in table.claims:
         for panel, members in _places_of(claim, panels, set(samples), _models(claim, table)):
@@ -120,14 +120,14 @@ def judge(
                 chosen = _at_best(claim.at_best, places, samples)
                 found = {model: sample for model, (_, sample) in chosen.items()}
                 at = [f"{m} at {format_value(chosen[m][0])}" for m in claim.order if m in chosen]
-                where = f" ({claim.at_best.axis}: {', '.join(at)})" if at else ""
+                where = f"; {claim.at_best.axis}: {', '.join(at)}" if at else ""
             else:
                 found, where = _pooled(members, samples), ""
             verdict, why, p_value = _judge(claim, table, found)
             seeds = [found[m].seeds if m in found else 0 for m in _models(claim, table)]
             if p_value is not None:
-                open_orders.append((len(reports), verdict, p_value))
-                verdict = "not decided"
+                open_orders.append((len(reports), verdict, p_value, where))
+                verdict, where = "not decided", ""
             reports.append(
                 ClaimReport(
                     text=f"{_text(claim)} on {panel}",
@@ -144,12 +144,15 @@ def judge(
                 )
             )
     # what the means say of an order is decided by its test, corrected over all such claims
-    for (index, said, _), adjusted in zip(
-        open_orders, holm([p_value for _, _, p_value in open_orders]), strict=True
+    for (index, said, _, where), adjusted in zip(
+        open_orders, holm([p_value for _, _, p_value, _ in open_orders]), strict=True
     ):
         decided: Verdict = said if adjusted < LEVEL else "not decided"
         reports[index] = reports[index].model_copy(
-            update={"verdict": decided, "why": f"{reports[index].why}, p {_equals(adjusted)}"}
+            update={
+                "verdict": decided,
+                "why": f"{reports[index].why}, p {_equals(adjusted)}{where}",
+            }
         )
     if reduced:
         reports = [
@@ -234,7 +237,11 @@ def _judge_close(
     if test is None:
         return "not decided", f"{means}, too few seeds to test", None
     gap = abs(test.difference)
-    why = f"{means}: {format_number(gap, claim.by, precise=True)} apart"
+    apart = format_number(gap, claim.by, precise=True)
+    if test.interval95 is not None:
+        ends = sorted(math.copysign(1, test.difference) * end for end in test.interval95)
+        apart += f" (95 %: {_range(ends, claim.by)})"
+    why = f"{means}: {apart} apart"
     return ("holds" if gap <= claim.within else "does not hold"), why, test.p_value
 
 
@@ -284,6 +291,14 @@ def _judge_order(
     why = sign.join(shown) if ordered and agree else f"measured {' and '.join(shown)}"
     if any(test is None for test in tests):
         return "not decided", f"{why}, too few seeds to test", None
+    gaps = [
+        f"{format_number(test.difference, claim.by, sign=True, precise=True)} "
+        f"(95 %: {_range(test.interval95, claim.by, sign=True)})"
+        for test in tests
+        if test is not None and test.interval95 is not None
+    ]
+    if len(gaps) == len(tests):
+        why += f", difference{'s' if len(gaps) > 1 else ''} {', '.join(gaps)}"
     if QUANTITIES[claim.by].exact and all(_same(present[model], claim.by) for model in claim.order):
         return ("holds" if ordered else "does not hold"), f"{why}, the same for every seed", None
     p_values = [test.p_value for test in tests if test is not None]
@@ -292,6 +307,10 @@ def _judge_order(
     if not known or len(known) < len(deciding):
         return "not decided", f"{why}, no variation to test against", None
     return ("holds", why, max(known)) if ordered else ("does not hold", why, min(known))
+
+
+def _range(ends: Sequence[float], metric: Metric, *, sign: bool = False) -> str:
+    return " … ".join(format_number(end, metric, sign=sign, precise=True) for end in ends)
 
 
 def _same(sample: _Sample, metric: Metric) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -59,20 +59,22 @@ def wilson(accuracy: float, images: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean of the paired differences, and the two-sided p-value of a paired t-test.
+    """Mean of the paired differences, the two-sided p-value of a paired t-test, and the 95 %
+    interval of the mean (Student's t).
 
-    The p-value is None where the differences do not vary: there is nothing to test against.
+    Both are None where the differences do not vary: there is nothing to test against.
     """
 
     difference: float
     p_value: float | None
+    interval95: tuple[float, float] | None = None
 
 
 def compare_paired(values: Mapping[Key, float], control: Mapping[Key, float]) -> Comparison | None:
     """Compare two samples over the seeds, or other keys, that both have; None for fewer than two.
 
     >>> compare_paired({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})
-    Comparison(difference=1.0, p_value=None)
+    Comparison(difference=1.0, p_value=None, interval95=None)
     """
     seeds = [seed for seed in values if seed in control]
     if len(seeds) < 2:
@@ -83,7 +85,9 @@ def compare_paired(values: Mapping[Key, float], control: Mapping[Key, float]) ->
     rounding = 1e-9 * max(abs(value) for value in (*values.values(), *control.values(), 1.0))
     if float(np.ptp(differences)) <= rounding:
         return Comparison(difference, None)
-    return Comparison(difference, 2 * _below(-abs(_t(differences, 0.0)), len(seeds)))
+    p_value = 2 * _below(-abs(_t(differences, 0.0)), len(seeds))
+    summary = summarize(differences.tolist())
+    return Comparison(difference, p_value, summary.interval95 if summary else None)
 
 
 def compare_close(
@@ -109,7 +113,7 @@ def compare_close(
     edge = math.copysign(within, pairs.difference)
     # of the two edges the nearer one decides, whichever side of it the mean is
     p_value = _below(-abs(_t(differences, edge)), len(shared))
-    return Comparison(pairs.difference, 2 * p_value if apart else p_value)
+    return replace(pairs, p_value=2 * p_value if apart else p_value)
 
 
 def _t(differences: np.ndarray[Any, np.dtype[np.float64]], mean: float) -> float:
