@@ -32,9 +32,10 @@ PICTURE = ROOT / "docs" / "neuron.svg"
 CLAIMS = ROOT / "docs" / "claims.md"
 _HEAD = """# All claims
 
-Made by `docs/measured.py` from `results/`; [what we found](findings.md) explains the verdicts. A difference is
-the mean over seeds that both were run with, of the second less the first, with its 95 % interval (Student's t); p is of the paired
-test, with Holm's correction over the claims under the same choices.
+Made by `docs/measured.py` from `results/`; [what we found](findings.md) explains the verdicts. A
+difference is that of the second less the first, the mean over seeds that both were run with, with
+its 95 % interval (Student's t); p is of the paired test, with Holm's correction over the claims
+under the same choices.
 """
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 

@@ -184,6 +184,36 @@ def test_seeds_side_by_side_on_small_batches_do_not_see_each_other() -> None:
     assert together[0].metrics["train_loss"] != together[1].metrics["train_loss"]
 
 
+def test_a_ramp_ends_with_the_training_and_goes_on_from_a_checkpoint() -> None:
+    gamma = {"start": 0, "end": 1}
+    recipe = digits(test_fraction=0.2, scaling="maxabs", lr=0.1, strategy={"gamma": gamma})
+    spec = ModelSpec(kind="mlp", hidden=(8,), neuron="quadratic")
+    problem = load_problem("digits", recipe, [0])
+
+    def training() -> Training:
+        model = build_model(spec, (64,), 10, 1.0, 0, recipe.strategy)
+        return Training(side_by_side([model]), problem, recipe, [0])
+
+    whole, first, second = training(), training(), training()
+    assert whole.strategy is not None
+    factors: list[float] = []
+    whole.run(on_step=lambda _: factors.append(whole.strategy.rate_factors(whole.optimizer)[1]))
+    steps = [step / whole.steps for step in whole.curves[0].step]
+    assert factors == pytest.approx(steps)
+    assert factors[-1] == 1.0
+
+    def stop(step: int) -> None:
+        if step >= whole.steps // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run(on_step=stop)
+    second.restore(first.state())
+    second.run()
+    for name, value in whole.model.module.state_dict().items():
+        assert torch.equal(second.model.module.state_dict()[name], value)
+
+
 def test_a_sum_over_a_batch_is_the_mean_at_a_larger_rate() -> None:
     def losses(**options: object) -> list[float]:
         recipe = digits(test_fraction=0.2, scaling="maxabs", batch_size=1, epochs=1, **options)

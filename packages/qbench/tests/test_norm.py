@@ -1,15 +1,18 @@
 """Models whose inputs, or the inputs of whose quadratic branches, have a norm."""
 
+import functools
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qbench.architecture import ModelSpec, diqnn_name
 from qbench.build import build_model
 from qbench.recipe import Strategy
 from qbench.stack import side_by_side
-from qcore import QuadraticLinear
+from qcore import QuadraticLinear, ReLinear
 
 SHAPE = (1, 8, 8)
 
@@ -52,8 +55,8 @@ def test_a_norm_of_quadratic_branches_leaves_the_reference_as_it_is() -> None:
     x = torch.rand(6, 7, dtype=torch.double)
     layer = model.double()[0]
     assert isinstance(layer, QuadraticLinear)
-    r, g, b = layer["r"], layer["g"][1], layer["b"][1]  # type: ignore[index]
-    assert all(branch.weight.abs().min() > 0 for branch in (r, g, b))
+    assert all(branch.weight.abs().min() > 0 for branch in layer.values())
+    r, g, b = (functools.partial(F.linear, weight=m.weight, bias=m.bias) for m in layer.values())
     written_out = r(x) * (1 + g(normalised(x))) + b(normalised(x * x))
     torch.testing.assert_close(layer(x), written_out)
 
@@ -73,12 +76,58 @@ def test_normalised_seeds_side_by_side_do_not_see_each_other() -> None:
         torch.testing.assert_close(outputs, model(one))
 
 
+@pytest.mark.parametrize(
+    ("neuron", "rank"),
+    [("qres", None), ("product", None), ("squared_output", None), ("bilinear", 2)],
+)
+def test_a_norm_of_quadratic_branches_is_for_every_neuron(neuron: str, rank: int | None) -> None:
+    fields = {"kind": "mlp", "hidden": (5,), "neuron": neuron, "neuron_rank": rank}
+    started = Strategy(start="conventional")
+    plain, normed = (
+        build_model(ModelSpec.model_validate(fields | norm), (7,), 3, 1.0, 0, started)
+        for norm in ({}, {"norm": "quadratic"})
+    )
+    x = normalised(torch.rand(6, 7))  # where a norm of x changes nothing
+    assert plain.state_dict().keys() == normed.state_dict().keys()
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), normed.parameters(), strict=True)
+    )
+    torch.testing.assert_close(plain(x), normed(x))
+    layer = normed[0]
+    assert isinstance(layer, QuadraticLinear)
+    reference = 0.0 if layer.reference is None else layer.reference(9 * x) - layer.reference(x)
+    if neuron != "qres":  # in which a product with the reference grows as well
+        torch.testing.assert_close(layer(9 * x), layer(x) + reference)
+
+
+def test_decay_as_published_finds_the_bias_behind_a_norm() -> None:
+    spec = ModelSpec(kind="mlp", hidden=(5,), neuron="quadratic", norm="quadratic")
+    model = build_model(spec, (7,), 3, 1.0, seed=0)
+    layer = model[0]
+    strategy = ReLinear(gamma=1.0, weight_decay="published")
+    groups = strategy.param_groups(model, lr=0.1, weight_decay=0.5)
+    optimizer = strategy.attach(torch.optim.SGD(groups))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert isinstance(layer, QuadraticLinear)
+    bias = layer["g"].bias
+    torch.testing.assert_close(1 + bias, torch.full_like(bias, 0.95))  # b_g itself decays from 1
+
+
 def test_a_norm_of_quadratic_branches_is_for_quadratic_neurons() -> None:
     said = "norm: quadratic is of the branches of a quadratic neuron: give kind mlp a neuron"
     with pytest.raises(ValidationError, match=said):
         ModelSpec(kind="mlp", hidden=(5,), norm="quadratic")
     with pytest.raises(ValidationError, match="norm belongs to kind linear or dense or low_rank"):
         ModelSpec(kind="zoo", name="qresnet20", norm="input")
+
+
+@pytest.mark.parametrize("more", [{"neuron": "quadratic"}, {"bias": False}, {"norm": "input"}])
+def test_a_square_is_a_neuron_of_its_own(more: dict[str, object]) -> None:
+    said = "activation: square makes each layer one of neurons squared_output, with their biases"
+    with pytest.raises(ValidationError, match=said):
+        ModelSpec.model_validate({"kind": "mlp", "hidden": (5,), "activation": "square"} | more)
 
 
 def test_the_zoo_has_no_name_for_a_normalised_form() -> None:

@@ -91,10 +91,10 @@ def test_relinear_slows_the_quadratic_parameters_of_stacked_seeds_alike() -> Non
 
 
 @pytest.mark.parametrize(
-    ("schedule", "middle"), [("linear", 0.25), ("cosine", 0.5 - 0.5 * math.cos(math.pi / 4))]
+    ("shape", "middle"), [("linear", 0.25), ("cosine", 0.5 - 0.5 * math.cos(math.pi / 4))]
 )
-def test_a_ramp_takes_relinears_factor_over_all_steps(schedule: str, middle: float) -> None:
-    gamma = {"start": 0, "end": 1, "schedule": schedule}
+def test_a_ramp_takes_relinears_factor_over_all_steps(shape: str, middle: float) -> None:
+    gamma = {"start": 0, "end": 1, "shape": shape}
     recipe = Recipe(epochs=2, lr=0.1, strategy={"gamma": gamma})
     strategy = make_strategy(recipe, 6)
     assert strategy is not None

@@ -13,7 +13,7 @@ from qbench.errors import UserError
 from qbench.leaderboard.entry import Claim, Entry, Measurement, Run, Seed
 from qbench.leaderboard.standings import cell_of, missing_controls, of_spec, standings
 from qbench.report.statistics import wilson
-from qbench.table import Reduction, load_table, table_names
+from qbench.table import Cell, Reduction, load_table, table_names
 from qzoo.architectures import ARCHITECTURES
 from qzoo.index import get_provenance
 
@@ -21,16 +21,18 @@ UCI = load_table("uci")
 CELLS = {str(cell.axes["model"]): cell for cell in UCI.cells({"dataset": ("wine",)})}
 
 
-def entry_of(model: str, accuracies: Sequence[float], **changes: Any) -> Entry:
-    """A run on Wine with these accuracies, measured again and verified."""
-    cell = CELLS[model]
+def entry_of(
+    model: str, accuracies: Sequence[float], cell: Cell | None = None, **changes: Any
+) -> Entry:
+    """A run with these accuracies, measured again and verified; on Wine, unless a cell is given."""
+    cell = cell or CELLS[model]
     seeds = tuple(
         Seed(key=cell.trial_key(seed), seed=seed, accuracy=value, seconds=0.5)
         for seed, value in enumerate(accuracies)
     )
     run = Run(
-        table="uci",
-        version=UCI.version,
+        table=cell.table.id,
+        version=cell.table.version,
         axes=cell.axes,
         seeds=seeds,
         parameters=39,
@@ -38,9 +40,9 @@ def entry_of(model: str, accuracies: Sequence[float], **changes: Any) -> Entry:
     )
     mean = sum(accuracies) / len(accuracies)
     entry = Entry(
-        id=f"wine-{model}",
-        board="uci",
-        dataset="wine",
+        id=f"{cell.dataset}-{model}",
+        board="uci" if cell.dataset == "wine" else cell.dataset,
+        dataset=cell.dataset,
         title=model,
         claim=Claim(accuracy=mean, authors="Somebody"),
         submitted=date(2026, 1, 1),
@@ -120,6 +122,27 @@ def test_the_matched_control_is_the_one_of_a_row_s_own_size() -> None:
     assert of_fourth is not None
     assert (of_fourth.to, of_fourth.mean) == ("wine-relu-as-rank4", pytest.approx(-1.6))
     assert missing_controls(list(rows.values())) == []
+
+
+def test_of_controls_as_large_the_one_trained_alike_is_compared() -> None:
+    models = ("rank10", "rank10-clipped", "rank10-normalised")
+    models += ("relu-as-rank10", "relu-clipped-as-rank10", "relu-normalised-as-rank10")
+    only = {"dataset": ("mnist",), "lr": (0.01,), "model": models}
+    entries = [
+        measured(entry_of(str(cell.axes["model"]), [90.0, 91.0], cell), parameters=79_000)
+        for cell in load_table("matched").cells(only)
+    ]
+    rows = {row.entry.title: row for row in standings(entries)}
+    for model, control in (
+        ("rank10", "mnist-relu-as-rank10"),
+        ("rank10-clipped", "mnist-relu-clipped-as-rank10"),
+        ("rank10-normalised", "mnist-relu-normalised-as-rank10"),
+    ):
+        found = rows[model].difference_to("parameter-matched")
+        assert found is not None
+        assert found.to == control
+    assert rows["rank10-normalised"].network.head == "rank 10, normalised"
+    assert rows["relu-normalised-as-rank10"].network.neuron == "linear, normalised"
 
 
 def test_a_matched_control_of_another_size_is_compared_with_nothing() -> None:

@@ -86,6 +86,36 @@ def test_xor_starts_from_the_papers_vectors_and_keeps_its_steps() -> None:
             "grid.model.rank1: on: iris has a recipe, and a model has the same one on every "
             "dataset: put what iris changes under dataset: {iris: {recipe: …}} of the grid",
         ),
+        (
+            "lr: 0.01",
+            "lr: 0.01, strategy: {gamma: {start: 0, stop: 1}}",
+            "strategy.gamma.ramp: unknown key 'stop'",
+        ),
+        (
+            "lr: 0.01",
+            "lr: 0.01, strategy: {alpha: {start: 0, end: 2}}",
+            "strategy.alpha.ramp.end: Input should be less than or equal to 1, and is 2",
+        ),
+        (
+            "lr: 0.01",
+            "lr: 0.01, strategy: {gamma: 2}",
+            "strategy.gamma.number: Input should be less than or equal to 1, and is 2",
+        ),
+        (
+            "lr: 0.01",
+            "lr: 0.01, strategy: {lr_g: 0.001}",
+            "lr_g and lr_b: give both, 0 where a part is not to train, or neither",
+        ),
+        (
+            "lr: 0.01",
+            "lr: 0.01, strategy: {gamma: {start: 0, end: 1}, lr_g: 0.001, lr_b: 0}",
+            "gamma is a factor of the rate, lr_g and lr_b are rates: give one",
+        ),
+        (
+            "lr: 0.01",
+            "lr: 0.01, strategy: {lr_g: 0.1, lr_b: 0}",
+            "strategy: lr_g 0.1 is above lr 0.01, the free one",
+        ),
         ("control: linear", "control: lineal", "unknown model 'lineal': did you mean 'linear'?"),
         ("order: [linear, rank1]", "order: [linear, rank9]", "unknown model 'rank9'"),
         ("  scaling: {", "  scalingg: {", "unknown choice 'scalingg': did you mean 'scaling'?"),

@@ -19,12 +19,12 @@ from qbench.trial import Result, RunFolder
 # the processes run this: a table that is none of the package's, on the command line all the same
 PROGRAM = """
 import sys
-from qbench import cli
+from qbench import cli, commands_run
 from qbench.table import parse_table
 
 with open(sys.argv.pop(1), encoding="utf-8") as file:
     table = parse_table(file.read(), "together.yaml")
-cli.load_table = lambda name: table
+commands_run.load_table = lambda name: table
 cli.main()
 """
 

@@ -66,8 +66,9 @@ class ModelSpec(Frozen):
     followed by an ``activation``, of which ``square`` is z², and a linear output; wider by one
     factor where it is to be ``as_large_as``, in parameters, one of another neuron, or a ``dense``
     or ``low_rank`` classifier on the same inputs. These four may stand behind a ``convolution``,
-    and have a ``norm``, by the root mean square of each sample's features and without parameters:
-    of the ``input`` of the first layer or form, or of what ``quadratic`` branches of neurons see.
+    and have a ``norm``, which divides by a root mean square and has no parameters: ``input`` each
+    sample's features, behind the convolution, before the first layer or form; ``quadratic`` what
+    the quadratic branches of each neuron see, x² by its own.
     ``zoo``: a model of timm's or the zoo's by ``name``, in which
     ``{depth}`` stands for ``depth``, made with ``options``; ``quadratize`` names the neuron that
     its convolutions become.
@@ -117,6 +118,11 @@ class ModelSpec(Frozen):
             raise ValueError("kind zoo needs a name")
         if self.kind == "mlp" and not self.hidden:
             raise ValueError("kind mlp needs hidden, the widths of its hidden layers")
+        if self.activation == "square" and (self.neuron != "linear" or not self.bias or self.norm):
+            raise ValueError(
+                "activation: square makes each layer one of neurons squared_output, with their "
+                "biases and without a norm: leave out neuron, bias and norm"
+            )
         if self.norm == "quadratic" and self.neuron == "linear":
             raise ValueError(
                 "norm: quadratic is of the branches of a quadratic neuron: give kind mlp a neuron, "
@@ -180,11 +186,9 @@ def diqnn_name(spec: ModelSpec) -> str | None:
     >>> diqnn_name(ModelSpec(kind="low_rank", rank=4)), diqnn_name(ModelSpec(kind="linear"))
     ('diqnn_rank4', None)
     """
-    if spec.kind not in ("dense", "low_rank") or spec.signed or spec.affine:
+    if spec.kind not in ("dense", "low_rank") or spec.signed or spec.affine or spec.norm:
         return None
     if spec.convolution not in (None, _DIQNN_CONVOLUTION) or (spec.rank or 1) > _DIQNN_RANKS:
-        return None
-    if spec.norm is not None:
         return None
     behind = "_conv" if spec.convolution is not None else ""
     return f"diqnn{behind}" if spec.rank is None else f"diqnn{behind}_rank{spec.rank}"

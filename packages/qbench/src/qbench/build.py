@@ -78,7 +78,8 @@ def check_dense(features: int, classes: int) -> None:
 
 
 def _features(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[OrderedDict[str, nn.Module], int]:
-    """What makes features of inputs, by name, and how many they are."""
+    """Convolution, flattening and norm, by name, where there are any, and the features that they
+    make of an input."""
     parts = OrderedDict[str, nn.Module]()
     features = math.prod(shape)
     if (layer := spec.convolution) is not None:
@@ -93,12 +94,14 @@ def _features(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[OrderedDict[str,
     if len(shape) > 1:
         parts["flatten"] = nn.Flatten()
     if spec.norm == "input":
-        parts["norm"] = _norm(features)
+        parts["norm"] = nn.RMSNorm(features, elementwise_affine=False)
     return parts, features
 
 
-def _norm(features: int) -> nn.Module:
-    return nn.RMSNorm(features, elementwise_affine=False)
+def _normalised(_branch: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The input of a branch, divided by its root mean square; what else it gets as it is."""
+    x, *others = inputs
+    return (nn.functional.rms_norm(x, x.shape[-1:]), *others)
 
 
 def _head(spec: ModelSpec, features: int, classes: int, init_scale: float) -> nn.Module:
@@ -170,8 +173,9 @@ def _layer(spec: ModelSpec, inputs: int, outputs: int) -> nn.Module:
         inputs, outputs, bias=spec.bias, neuron=spec.neuron, rank=spec.neuron_rank
     )
     if spec.norm == "quadratic":
-        for letter, branch in layer.quadratic_branches().items():
-            layer[letter] = nn.Sequential(_norm(inputs), branch)
+        for branch in layer.quadratic_branches().values():
+            # no module of its own: that would change the names of parameters
+            branch.register_forward_pre_hook(_normalised)
     return layer
 
 
@@ -207,8 +211,7 @@ def _place(model: nn.Module, strategy: Strategy, *, keep: bool) -> None:
         return
     for layer in layers:
         for letter, branch in layer.branches_zero_at_reference().items():
-            drawn = branch[-1] if isinstance(branch, nn.Sequential) else branch  # behind its norm
-            drawn.reset_parameters()  # type: ignore[operator]
-            if isinstance(bias := getattr(drawn, "bias", None), Tensor):
+            branch.reset_parameters()  # type: ignore[operator]
+            if isinstance(bias := getattr(branch, "bias", None), Tensor):
                 with torch.no_grad():  # what PyTorch draws is the whole constant, offset included
                     bias.sub_(layer.offsets[letter])

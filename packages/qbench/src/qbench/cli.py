@@ -20,9 +20,10 @@ from qbench import __version__
 from qbench.commands_data import Data, data_app
 from qbench.commands_doctor import doctor
 from qbench.commands_leaderboard import leaderboard_app
-from qbench.commands_records import Out, TableName, reduction, status, sync
+from qbench.commands_options import Out, TableName, asked_reduction
+from qbench.commands_records import status, sync
 from qbench.commands_run import run
-from qbench.errors import UserError
+from qbench.errors import UserError, without_password
 from qbench.launch import let_the_first_speak
 from qbench.report.wording import format_duration
 from qbench.table import Table, load_table, table_names
@@ -145,7 +146,7 @@ def report(
     from qbench.trial import RunFolder
 
     folder = RunFolder(out, loaded)
-    reduced = reduction(loaded, quick=quick, budget=budget)
+    reduced = asked_reduction(loaded, quick=quick, budget=budget)
     made, results = report_of(folder, reduced=reduced)
     if as_json:
         typer.echo(json.dumps(to_json(made), indent=1, allow_nan=False))
@@ -229,5 +230,5 @@ def _fail(message: str) -> None:
     # the help, which stands for a missing command, says nothing more
     let_the_first_speak()
     if message.strip():
-        typer.echo(f"qbench: {' '.join(message.split())}", err=True)
+        typer.echo(f"qbench: {without_password(' '.join(message.split()))}", err=True)
     sys.exit(2)

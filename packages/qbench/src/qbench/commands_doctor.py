@@ -10,7 +10,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from qbench.commands_data import Data
-from qbench.commands_records import Out
+from qbench.commands_options import Out
 
 _STYLES = {"good": "green", "lacking": "yellow", "bad": "red"}
 

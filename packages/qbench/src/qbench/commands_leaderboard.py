@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from qbench.commands_data import Data
-from qbench.commands_records import Out
+from qbench.commands_options import Out
 from qbench.errors import UserError
 from qbench.leaderboard.boards import BOARDS
 

@@ -13,40 +13,14 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from qbench.activity import Activity
+from qbench.commands_options import Out, complete_table
 from qbench.errors import UserError, without_password
 from qbench.report.wording import format_duration, format_value
 from qbench.status import Status, statuses
-from qbench.table import Reduction, Table, load_table, table_names
+from qbench.table import Table, load_table, table_names
 from qbench.trial import RunFolder
 
 _EVERY = 2.0  # seconds between two looks of --watch
-
-Out = Annotated[Path, typer.Option(help="Folder of the results.")]
-
-
-def complete_table(incomplete: str) -> list[str]:
-    """The tables whose names begin so, for the shell."""
-    return [name for name in table_names() if name.startswith(incomplete)]
-
-
-TableName = Annotated[
-    str, typer.Argument(help="A table's name; see qbench list.", autocompletion=complete_table)
-]
-
-
-def reduction(table: Table, *, quick: bool, budget: bool) -> Reduction | None:
-    """The reduced run that is asked for; None for a table that is quick as it is."""
-    if quick and budget:
-        raise UserError("--quick and --budget are two kinds of reduced runs: give one")
-    if budget and table.budget is None:
-        known = [name for name in table_names() if load_table(name).budget is not None]
-        raise UserError(
-            f"table {table.id} has no recipe for --budget: {', '.join(known)} have one. Leave it "
-            "out, or give --quick"
-        )
-    if quick and table.quick is not None:
-        return "quick"
-    return "budget" if budget else None
 
 
 def status(

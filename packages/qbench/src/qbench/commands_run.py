@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from qbench.commands_data import Data
-from qbench.commands_records import Out, TableName, reduction
+from qbench.commands_options import Out, TableName, asked_reduction
 from qbench.errors import UserError, without_password
 from qbench.frozen import Scalar
 from qbench.launch import is_first, is_launched
@@ -81,7 +81,7 @@ def run(
     """Run what is missing of a table, record it in MLflow, and report."""
     _check_one_executor(ray, jobs)
     loaded = load_table(table)
-    reduced = reduction(loaded, quick=quick, budget=budget)
+    reduced = asked_reduction(loaded, quick=quick, budget=budget)
     cells = _cells(loaded, reduced, only or (), axis or (), precision)
     number = seeds or loaded.usual_seeds(reduced)
 
@@ -94,6 +94,8 @@ def run(
     from qbench.executors import take_part
     from qbench.machine import check_compile, check_data, check_device
     from qbench.publish import Publisher, default_uri
+    from qbench.report.files import report_of, write_report  # before it trains for hours, not after
+    from qbench.report.terminal import print_report
 
     console = Console(quiet=not is_first())
     note = cache(partial(console.print, style="yellow"))  # each is said once
@@ -110,18 +112,21 @@ def run(
     if quick and reduced is None:
         console.print(f"{table} is quick as it is: --quick changes nothing.")
     there = sum(folder.has(cell, seed) for cell in cells for seed in range(number))
+    started = time.perf_counter()
     targets = [default_uri(out), *([tracking_uri] if tracking_uri else [])]
     publisher = Publisher(out, targets, table)
     try:
         publisher.send(folder)
         blocks = plan(folder, cells, number)
-        done = _train(folder, blocks, setting, _executor(jobs, ray), publisher, console)
+        done = _train(folder, blocks, setting, _executor(jobs, ray), publisher, console, started)
     except KeyboardInterrupt:
         publisher.end()
         _say_stopped(folder, sys.argv[1:])
         raise typer.Exit(130) from None
     if done.trials or there or not done.failed:  # else there is nothing to report
-        page = _report(folder, reduced, console)
+        report, results = report_of(folder, reduced=reduced)
+        page = write_report(report, results, folder)
+        print_report(report, console)
         server = f"{without_password(tracking_uri)}, or " if tracking_uri else ""
         mlflow_ui = f"{server}mlflow ui --backend-store-uri {shlex.quote(default_uri(out))}"
         console.print(
@@ -227,15 +232,15 @@ def _train(
     run_all: Callable[..., Any],
     publisher: "Publisher",
     console: Console,
+    started: float,
 ) -> _Done:
-    """Train the blocks, and record each as it ends."""
+    """Train the blocks, and record each as it ends; ``started`` is when the run began."""
     done = _Done()
 
     def fail(block: "Block", reason: str) -> None:
         done.failed.append(f"{block.cell}: {reason}")
         console.print(f"failed: {done.failed[-1]}", style="red")
 
-    started = time.perf_counter()
     with progress(blocks, console) as on_progress:
         for _, results in run_all(
             folder, blocks, setting=setting, on_progress=on_progress, on_failure=fail
@@ -249,17 +254,6 @@ def _train(
         done.problem = publisher.close()
     done.trained, done.recorded = trained - started, time.perf_counter() - trained
     return done
-
-
-def _report(folder: "RunFolder", reduced: Reduction | None, console: Console) -> Path:
-    """Print the report, and write its files."""
-    from qbench.report.files import report_of, write_report
-    from qbench.report.terminal import print_report
-
-    report, results = report_of(folder, reduced=reduced)
-    page = write_report(report, results, folder)
-    print_report(report, console)
-    return page
 
 
 def _say_problems(done: _Done, folder: "RunFolder", blocks: int) -> None:
@@ -280,8 +274,10 @@ def _say_problems(done: _Done, folder: "RunFolder", blocks: int) -> None:
 
 def _say_stopped(folder: "RunFolder", arguments: Sequence[str]) -> None:
     there = len(list(folder.path.glob("*/result.json")))
+    shown = [without_password(argument) for argument in arguments]
+    hidden = "" if shown == list(arguments) else " (with the password in place of ***)"
     typer.echo(
         f"\nqbench: stopped; {there} trials are recorded in {folder.path}. "
-        f"To go on: qbench {without_password(shlex.join(arguments))}",
+        f"To go on: qbench {shlex.join(shown)}{hidden}",
         err=True,
     )

@@ -67,7 +67,8 @@ def without_password(text: str) -> str:
     >>> without_password("http://me:secret@host:5000/: no answer")
     'http://me:***@host:5000/: no answer'
     """
-    return re.sub(r"(?<=://)([^\s/:@]*):[^\s/@]*@", r"\1:***@", text)
+    text = re.sub(r"(?<=://)([^\s/:@]*):[^\s/]*@", r"\1:***@", text)
+    return re.sub(r"(?<=[?&]password=)[^&\s]*", "***", text)
 
 
 def first_problem(error: ValidationError) -> str:

@@ -15,14 +15,18 @@ from qcore import CosineSchedule, LinearSchedule, ReLinear
 
 
 def make_strategy(recipe: Recipe, steps_per_epoch: int) -> ReLinear | None:
-    """ReLinear, where the recipe has it."""
-    given = recipe.strategy.relinear
-    steps = max(recipe.epochs * steps_per_epoch, 1)
-    for name, factor in given.items():
-        if isinstance(factor, Ramp):
-            made = LinearSchedule if factor.schedule == "linear" else CosineSchedule
-            given[name] = made(factor.start, factor.end, steps)
+    """ReLinear, where the recipe has it, with its ramps over all steps."""
+    steps = recipe.epochs * steps_per_epoch
+    given: dict[str, Any] = {
+        name: _schedule(value, steps) if isinstance(value, Ramp) else value
+        for name, value in recipe.strategy.relinear.items()
+    }
     return ReLinear(**given) if given else None
+
+
+def _schedule(ramp: Ramp, steps: int) -> LinearSchedule | CosineSchedule:
+    made = LinearSchedule if ramp.shape == "linear" else CosineSchedule
+    return made(ramp.start, ramp.end, steps)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, strategy: ReLinear | None) -> Optimizer:

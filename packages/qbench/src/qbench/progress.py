@@ -58,7 +58,7 @@ class OnProgress:
         self._task = bar.add_task("", total=sum(self._costs.values()), trials=0)
 
     def __call__(self, block: "Block", fraction: float) -> None:
-        """A block has come so far."""
+        """Note that this fraction of a block is done."""
         self._done[block] = fraction
         position = sum(self._costs[b] * share for b, share in self._done.items())
         trials = sum(len(b.seeds) for b, share in self._done.items() if share >= 1)

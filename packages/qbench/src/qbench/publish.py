@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from qbench.errors import UserError
+from qbench.errors import UserError, without_password
 from qbench.running import Unfinished, unfinished
 from qbench.store import check_store, reason
 from qbench.table import Table, load_table
@@ -348,7 +348,7 @@ class Publisher:
             lines = file.read().decode(errors="replace").strip().splitlines()
         if self._process.returncode == 0:
             return ""
-        return lines[-1] if lines else "it was ended"
+        return without_password(lines[-1]) if lines else "it was ended"
 
 
 def main() -> None:

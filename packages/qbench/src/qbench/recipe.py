@@ -1,28 +1,45 @@
 """How a trial is trained, as data."""
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from qbench.frozen import Count, Frozen
 
+Factor = Annotated[float, Field(ge=0, le=1)]
+"""From 0, the linear network, to 1, free."""
+
 
 class Ramp(Frozen):
-    """A factor that goes from ``start`` to ``end`` over all steps of a training, in a straight line
-    or along half a cosine.
+    """A factor that changes with every step of a training: from ``start``, which it is in the
+    first, to ``end``, which it would be in the one after the last, in a straight line or along half
+    a cosine.
 
-    >>> Ramp(start=0, end=1).schedule
+    >>> Ramp(start=0, end=1).shape
     'linear'
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    start: float
-    end: float
-    schedule: Literal["linear", "cosine"] = "linear"
+    start: Factor
+    end: Factor
+    shape: Literal["linear", "cosine"] = "linear"
 
 
-Factors = float | tuple[float, float] | Ramp
+def _form(given: object) -> str:
+    """Which of the forms of a factor is meant, so that a mistake is told of that one alone."""
+    if isinstance(given, Mapping | Ramp):
+        return "ramp"
+    return "pair" if isinstance(given, Sequence) and not isinstance(given, str) else "number"
+
+
+Factors = Annotated[
+    Annotated[Factor, Tag("number")]
+    | Annotated[tuple[Factor, Factor], Tag("pair")]
+    | Annotated[Ramp, Tag("ramp")],
+    Discriminator(_form),
+]
 """One of ReLinear's factors, a pair of them, for g and for b, or one for both that changes."""
 
 
@@ -33,6 +50,7 @@ class Strategy(Frozen):
     or ``conventional``, where those that are 0 there, of g and b in the paper's neuron, are drawn
     as PyTorch draws a layer; all else, r among it, is as the network draws it in both. ``vary``
     names a factor, which is ``value``; where it is that of one branch, the other stays linear.
+    ``gamma``, ``alpha`` and ``beta`` are numbers, pairs of them, or a :class:`Ramp`.
 
     >>> Strategy(lr_g=1e-5, lr_b=1e-5).relinear
     {'lr_g': 1e-05, 'lr_b': 1e-05}
@@ -41,24 +59,25 @@ class Strategy(Frozen):
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
+    _OWN: ClassVar = ("start", "vary", "value")  # what ReLinear does not take
 
     start: Literal["reference", "conventional"] = "reference"
     gamma: Factors | None = None
     alpha: Factors | None = None
     beta: Factors | None = None
-    lr_g: float | None = None
-    lr_b: float | None = None
+    lr_g: float | None = Field(default=None, ge=0)
+    lr_b: float | None = Field(default=None, ge=0)
     weight_decay: Literal["reference", "published"] | None = None
     vary: (
         Literal["gamma", "gamma_g", "gamma_b", "alpha_g", "alpha_b", "beta_g", "beta_b"] | None
     ) = None
-    value: float | None = None
+    value: Factor | None = None
 
     @property
     def relinear(self) -> dict[str, Any]:
-        """The arguments of :class:`qcore.ReLinear`, a ramp in place of a schedule; empty for
-        training as all others."""
-        names = ("gamma", "alpha", "beta", "lr_g", "lr_b", "weight_decay")
+        """The arguments of :class:`qcore.ReLinear`, but for ramps, which are schedules only where
+        the number of steps is known; empty for training as all others."""
+        names = [name for name in type(self).model_fields if name not in self._OWN]
         given = {name: x for name in names if (x := getattr(self, name)) is not None}
         if self.vary is not None:
             factor, _, branch = self.vary.partition("_")
@@ -70,6 +89,10 @@ class Strategy(Frozen):
     def _fits(self) -> "Strategy":
         if self.vary is not None and self.value is None:
             raise ValueError(f"vary: {self.vary} needs a value")
+        if (self.lr_g is None) != (self.lr_b is None):
+            raise ValueError("lr_g and lr_b: give both, 0 where a part is not to train, or neither")
+        if self.lr_g is not None and "gamma" in self.relinear:
+            raise ValueError("gamma is a factor of the rate, lr_g and lr_b are rates: give one")
         return self
 
 
@@ -145,6 +168,9 @@ class Recipe(Frozen):
             raise ValueError("train_metrics: a full batch is measured, not running")
         if self.batch_size is None and self.augment:
             raise ValueError("augment: a full batch is the images as they are; give a batch_size")
+        for name in ("lr_g", "lr_b"):
+            if (rate := getattr(self.strategy, name) or 0.0) > self.lr:
+                raise ValueError(f"strategy: {name} {rate:g} is above lr {self.lr:g}, the free one")
         if self.clip_by == "steps" and self.clip_norm is None:
             raise ValueError("clip_by belongs to clip_norm: without one nothing is clipped")
         if self.optimizer == "adamw" and self.momentum:

@@ -199,10 +199,12 @@ def of_spec(spec: ModelSpec) -> Network:
         neuron = "squared_output" if spec.activation == "square" else spec.neuron
         linear = neuron == "linear"
         matched = linear and spec.as_large_as is not None
+        neuron += ", normalised" * (spec.norm is not None)
         return Network(neuron, "linear", linear, "parameter-matched" if matched else None)
     neuron = "linear" if spec.convolution else "–"
     head = {"dense": "dense form", "low_rank": f"rank {spec.rank}"}.get(spec.kind, "linear")
     head += ", signed" * spec.signed + ", affine" * spec.affine
+    head += ", normalised" * (spec.norm is not None)
     linear = spec.kind == "linear"
     return Network(neuron, head, linear, "plain" if linear else None)
 
@@ -317,9 +319,15 @@ def _differences(row: Row, rows: Sequence[Row]) -> tuple[Difference, ...]:
     return tuple(found)
 
 
-def _apart(control: Row, row: Row) -> tuple[int, str]:
-    """How far a control's parameters are from those of a row; equals are in the order of names."""
-    return abs((control.parameters or 0) - (row.parameters or 0)), control.entry.id
+def _apart(control: Row, row: Row) -> tuple[int, bool, str]:
+    """How far a control's parameters are from those of a row; of equals first those that are
+    normalised and trained as it is, then in the order of names."""
+    ways = [
+        (model.norm is not None, model.recipe) if (model := of.model) is not None else None
+        for of in (control, row)
+    ]
+    apart = abs((control.parameters or 0) - (row.parameters or 0))
+    return apart, ways[0] != ways[1], control.entry.id
 
 
 def _as_large(control: Row, row: Row) -> bool:
