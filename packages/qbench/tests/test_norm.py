@@ -17,6 +17,11 @@ from qcore import QuadraticLinear, ReLinear
 SHAPE = (1, 8, 8)
 
 
+def drawn(*shape: int) -> Tensor:
+    """Inputs of both signs, always the same."""
+    return torch.randn(*shape, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+
+
 def normalised(x: Tensor) -> Tensor:
     return x / x.square().mean(-1, keepdim=True).sqrt()
 
@@ -35,7 +40,7 @@ def test_a_norm_of_the_input_stands_right_before_the_first_layer(fields: dict[st
     plain = build_model(ModelSpec.model_validate(fields), SHAPE, 10, 1.0, seed=3).double()
     fields = fields | {"norm": "input"}
     model = build_model(ModelSpec.model_validate(fields), SHAPE, 10, 1.0, seed=3).double()
-    x = torch.rand(6, *SHAPE, dtype=torch.double)
+    x = drawn(6, *SHAPE)
     parts = list(plain.children())
     flat = next(i for i, part in enumerate(parts) if isinstance(part, nn.Flatten)) + 1
     features = nn.Sequential(*parts[:flat])(x)
@@ -45,14 +50,15 @@ def test_a_norm_of_the_input_stands_right_before_the_first_layer(fields: dict[st
 def test_a_norm_of_tables_is_of_their_columns() -> None:
     spec = ModelSpec(kind="low_rank", rank=2, norm="input")
     model = build_model(spec, (13,), 3, 1.0, seed=0)
-    x = torch.rand(4, 13)
+    x = drawn(4, 13).float()
     torch.testing.assert_close(model(x), model(1000 * x))
+    assert torch.equal(model(torch.zeros(1, 13)), torch.zeros(1, 3))
 
 
 def test_a_norm_of_quadratic_branches_leaves_the_reference_as_it_is() -> None:
     spec = ModelSpec(kind="mlp", hidden=(5, 4), neuron="quadratic", norm="quadratic")
     model = build_model(spec, (7,), 3, 1.0, seed=0, strategy=Strategy(start="conventional"))
-    x = torch.rand(6, 7, dtype=torch.double)
+    x = drawn(6, 7)
     layer = model.double()[0]
     assert isinstance(layer, QuadraticLinear)
     assert all(branch.weight.abs().min() > 0 for branch in layer.values())
@@ -70,7 +76,7 @@ def test_normalised_seeds_side_by_side_do_not_see_each_other() -> None:
     spec = ModelSpec(kind="mlp", hidden=(5,), neuron="quadratic", norm="quadratic")
     started = Strategy(start="conventional")
     models = [build_model(spec, (7,), 3, 1.0, seed, started) for seed in range(3)]
-    x = torch.rand(3, 6, 7)
+    x = drawn(3, 6, 7).float()
     together = side_by_side(models)(x)
     for model, one, outputs in zip(models, x, together, strict=True):
         torch.testing.assert_close(outputs, model(one))
@@ -87,11 +93,10 @@ def test_a_norm_of_quadratic_branches_is_for_every_neuron(neuron: str, rank: int
         build_model(ModelSpec.model_validate(fields | norm), (7,), 3, 1.0, 0, started)
         for norm in ({}, {"norm": "quadratic"})
     )
-    x = normalised(torch.rand(6, 7))  # where a norm of x changes nothing
+    x = normalised(drawn(6, 7).float())  # where a norm of x changes nothing
     assert plain.state_dict().keys() == normed.state_dict().keys()
-    assert all(
-        torch.equal(a, b) for a, b in zip(plain.parameters(), normed.parameters(), strict=True)
-    )
+    for name, value in plain.state_dict().items():
+        assert torch.equal(normed.state_dict()[name], value)
     torch.testing.assert_close(plain(x), normed(x))
     layer = normed[0]
     assert isinstance(layer, QuadraticLinear)
