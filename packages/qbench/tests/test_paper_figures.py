@@ -18,7 +18,7 @@ from matplotlib.collections import FillBetweenPolyCollection, QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 
 from qbench.errors import UserError
 from qbench.report.drawing import to_svg
@@ -29,6 +29,7 @@ from qbench.report.numbers import build_report
 from qbench.report.page import inline_svg
 from qbench.report.paper_figures import FIGURES, draw
 from qbench.report.paper_figures.steps_to_accuracy import levels_of, ratio_of
+from qbench.report.wording import format_count
 from qbench.table import Reduction, Table, load_table, parse_table, table_names
 from qbench.trial import Environment, Result, RunFolder
 
@@ -795,7 +796,7 @@ def rated(
     ]
 
 
-def test_at_best_shows_what_validation_chose_against_parameters() -> None:
+def test_at_best_has_a_row_for_each_model_at_what_validation_chose() -> None:
     made = table(RATES)
     results = [
         *rated(made, {"lr": 0.01, "model": "linear"}, [(88.0, 90.0), (90.0, 90.0)], 7840),
@@ -804,26 +805,48 @@ def test_at_best_shows_what_validation_chose_against_parameters() -> None:
         *rated(made, {"lr": 0.1, "model": "rank1"}, [(99.0, 99.0), None], 7850),
     ]
     figure = must(draw("at_best", evidence(made, results)))
-    upper, lower = figure.axes
-    assert [tick.get_text() for tick in upper.get_xticklabels()] == ["0.01", "0.1"]
-    assert list(line(upper, "linear").get_ydata()) == [89.0, 95.0]
-    # a value that lost a trial is neither drawn nor chosen
-    assert list(line(upper, "rank1").get_ydata()) == [92.0]
-    assert "✕ 1 of 4" in texts(upper)
-    bars = error_bars(lower, "linear")
+    (axes,) = figure.axes
+    rows = [tick.get_text() for tick in axes.get_yticklabels()]
+    linear, form = rows.index("linear"), rows.index("rank1")
+    found = {container.get_label(): container.lines for container in axes.containers}
+    data, _, (bars,) = found["linear"]
+    (low, _), (high, _) = bars.get_segments()[0]
     # Student's t for two seeds, 12.706, times the standard error, 1
-    assert bars[7840] == pytest.approx((89.0, 89 - 12.7062, 89 + 12.7062), abs=1e-3)
+    assert list(data.get_xydata()[0]) == [89.0, linear]
+    assert (low, high) == pytest.approx((89 - 12.7062, 89 + 12.7062), abs=1e-3)
+    assert list(found["rank1"][0].get_xydata()[0]) == [92.0, form]
+    # a value that lost a trial is neither drawn nor chosen
+    others = [line.get_xydata()[0] for line in axes.get_lines() if line.get_label() == "other"]
+    assert [list(point) for point in others] == [[95.0, linear]]
+    beside = {(text.xy[1], text.get_text()) for text in axes.texts if isinstance(text, Annotation)}
+    assert {(linear, "0.01"), (form, "0.01"), (form, "✕ 1 of 4")} <= beside
+    assert (linear, format_count(7840)) in beside
     assert (
         "mnist: linear 89.0 with 7840 parameters (lr 0.01); rank1 92.0 with 7850 parameters "
         "(lr 0.01)." in figure.get_label()
     )
 
 
+def test_at_best_points_at_what_lies_far_below() -> None:
+    made = table(RATES)
+    results = [
+        *rated(made, {"lr": 0.01, "model": "linear"}, [(10.0, 10.0)], 7840),
+        *rated(made, {"lr": 0.1, "model": "linear"}, [(90.0, 90.0)], 7840),
+        *rated(made, {"lr": 0.1, "model": "rank1"}, [(92.0, 91.0)], 7850),
+    ]
+    (axes,) = must(draw("at_best", evidence(made, results))).axes
+    (arrow,) = (line for line in axes.get_lines() if line.get_label() == "beyond")
+    assert arrow.get_marker() == "<"
+    assert arrow.get_xdata()[0] == axes.get_xlim()[0] == pytest.approx(89.0)
+
+
 def test_at_best_without_validation_chooses_nothing() -> None:
     made = table(RATES)
     place = {"dataset": "mnist", "lr": 0.01, "model": "rank1"}
     figure = must(draw("at_best", evidence(made, [trial(made, place, 0, {"test_accuracy": (9,)})])))
-    assert figure.axes[1].containers == []
+    (axes,) = figure.axes
+    assert axes.containers == []
+    assert [list(line.get_xdata()) for line in axes.get_lines()] == [[9.0]]
     assert "mnist: nothing was chosen." in figure.get_label()
 
 

@@ -10,9 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from cycler import cycler
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
@@ -106,7 +108,8 @@ def legend_below(figure: Figure, handles: Sequence[Artist], *, columns: int) -> 
 
 def key(marker: str, label: str, **options: Any) -> Line2D:
     """A marker for the legend."""
-    return Line2D([], [], color=INK, linestyle="", marker=marker, label=label, **options)
+    look = {"color": INK, "linestyle": "", "marker": marker, "label": label}
+    return Line2D([], [], **(look | options))
 
 
 def plain(legend: Legend) -> None:
@@ -114,6 +117,17 @@ def plain(legend: Legend) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)
         text.set_color(INK)
+
+
+def shades(count: int) -> list[str]:
+    """Colours from light to dark blue, none too light to see.
+
+    >>> shades(2)
+    ['#6bb3e0', '#08264d']
+    """
+    light, dark = np.array(to_rgb("#6bb3e0")), np.array(to_rgb("#08264d"))
+    steps = np.linspace(0, 1, count) if count > 1 else [0.45]
+    return [to_hex(light + (dark - light) * step) for step in steps]
 
 
 def cross(axes: Axes, x: float, y: float) -> None:

@@ -20,13 +20,16 @@ def family_of(model: ModelSpec) -> str:
 
     >>> family_of(ModelSpec(kind="low_rank", rank=2, signed=True))
     'signed form'
+    >>> family_of(ModelSpec(kind="mlp", hidden=(8,), activation="square"))
+    'quadratic network'
     """
     if model.kind == "zoo":
         plain = model.name.startswith("cifar_resnet") and model.quadratize is None
         plain = model.options.get("neuron", "linear" if plain else "quadratic") == "linear"
         return "linear network" if plain else "quadratic network"
     if model.kind == "mlp":
-        return "linear network" if model.neuron == "linear" else "quadratic network"
+        plain = model.neuron == "linear" and model.activation != "square"
+        return "linear network" if plain else "quadratic network"
     if model.affine or model.signed:
         return "affine form" if model.affine else "signed form"
     return {"linear": "linear", "dense": "dense form", "low_rank": "low-rank form"}[model.kind]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.artist import Artist
@@ -22,6 +21,7 @@ from qbench.report.drawing import (
     legend_below,
     new_figure,
     plain,
+    shades,
     style,
 )
 from qbench.report.wording import format_value
@@ -107,10 +107,10 @@ def margin_curve(results: Sequence[Result], *, mark: str = "") -> Figure:
     axes.grid(color=GRID, linewidth=0.6)
     axes.axhline(1.0, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
     rates = list(dict.fromkeys(_rate(result) for result in drawn))
-    shades = _shades(len(rates))
+    colours = shades(len(rates))
     snapshots = False
     for result in drawn:
-        colour = shades[rates.index(_rate(result))]
+        colour = colours[rates.index(_rate(result))]
         margin = result.history["margin"]
         axes.plot(
             result.step,
@@ -139,7 +139,7 @@ def margin_curve(results: Sequence[Result], *, mark: str = "") -> Figure:
     axes.margins(x=0.01)
     handles: list[Artist] = [
         Line2D([], [], color=shade, linewidth=1.8, label=f"step size {format_value(rate)}")
-        for rate, shade in zip(rates, shades, strict=True)
+        for rate, shade in zip(rates, colours, strict=True)
     ]
     if snapshots:
         handles.append(key("o", "recorded parameters"))
@@ -177,13 +177,6 @@ def _rate(result: Result) -> float:
 
 def _reduced(results: Iterable[Result]) -> str:
     return "REDUCED RUN" if any(result.reduced for result in results) else ""
-
-
-def _shades(count: int) -> list[str]:
-    """Colours from light to dark blue, none too light to see."""
-    light, dark = np.array(mpl.colors.to_rgb("#6bb3e0")), np.array(mpl.colors.to_rgb("#08264d"))
-    steps = np.linspace(0, 1, count) if count > 1 else [0.45]
-    return [mpl.colors.to_hex(light + (dark - light) * step) for step in steps]
 
 
 def _draw_points(axes: Axes) -> None:

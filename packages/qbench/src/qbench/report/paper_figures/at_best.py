@@ -1,19 +1,28 @@
-"""Accuracy along a setting of the training, and against parameters where each model is best."""
+"""Accuracy at every value of a setting of the training, and where each model is best."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from qbench.report.drawing import ALARM, GRID, key, legend_below, new_figure, style
+from qbench.frozen import Scalar
+from qbench.report.drawing import (
+    ALARM,
+    GRID,
+    INK,
+    MUTED,
+    key,
+    legend_below,
+    new_figure,
+    shades,
+    style,
+)
 from qbench.report.evidence import Evidence
-from qbench.report.families import FAMILIES, family_of, short
+from qbench.report.families import FAMILIES, family_of
 from qbench.report.numbers import CellReport
-from qbench.report.panels import MARKERS, best_by_validation, draw_ring, lost_key
+from qbench.report.panels import best_by_validation, lost_key
 from qbench.report.wording import (
+    format_count,
     format_number,
     format_value,
     listed,
@@ -21,20 +30,20 @@ from qbench.report.wording import (
     metric_with_unit,
 )
 
-_POINTS_BELOW = 10.0
-"""Points below the best that are shown along the setting: what lies lower hides all differences."""
+_ROW = 0.21  # inches
+_BEYOND = 0.5  # of the span of what was chosen, that is shown to its left
 
 Choice = Mapping[str, CellReport]
 """Each model's cell at the value that was chosen for it."""
 
 
 def at_best(evidence: Evidence) -> Figure | None:
-    """Above, the main metric along the values of the grid's last axis, a line per model; below,
-    that of each model at the value that its validation accuracy chose, against its parameters, with
-    95 % intervals. One column per dataset, or whatever else the grid has.
+    """A row for each model: the main metric at the value of the grid's last axis that its
+    validation accuracy chose, with its 95 % interval, and small dots at the other values. One
+    column per dataset, or whatever else the grid has.
 
-    A ring is around what was chosen, among the values without diverged trials. Red crosses are
-    values at which trials diverged.
+    Chosen is among the values without diverged trials. Beside each row stand the value, the
+    parameters and in red how many of its trials diverged; arrows are dots far to the left.
 
     Source: no figure of DIQNN (arXiv 2307.13609), which trains every model at one learning rate.
     """
@@ -49,53 +58,46 @@ def at_best(evidence: Evidence) -> Figure | None:
     metric = evidence.cells[0].metric
     figure = new_figure(
         f"{metric_name(metric).capitalize()}, each model at its best {axis}",
-        width=max(6.5, 5.0 * len(columns)),
-        height=6.6,
+        width=2.4 + 4.2 * len(columns),
+        height=1.5 + _ROW * len(models),
         mark=evidence.report.mark,
     )
-    looks = _looks(evidence, models)
+    values = list(dict.fromkeys(cell.axes[axis] for cell in evidence.cells))
+    shade = dict(zip(values, shades(len(values)), strict=True))
     said = []
     for place, (name, cells) in enumerate(columns.items()):
         chosen = _chosen(cells)
-        upper = figure.add_subplot(2, len(columns), place + 1)
-        style(upper, name, xlabel=axis, ylabel=metric_with_unit(metric) if place == 0 else "")
-        _draw_along(upper, cells, axis, chosen, looks)
-        lower = figure.add_subplot(2, len(columns), len(columns) + place + 1)
-        style(lower, "", xlabel="parameters", ylabel=metric_with_unit(metric) if place == 0 else "")
-        _draw_sizes(lower, chosen, looks)
+        axes = figure.add_subplot(1, len(columns), place + 1)
+        style(axes, name, xlabel=metric_with_unit(metric))
+        _draw_rows(axes, models, names=place == 0)
+        left = _left(chosen)
+        for cell in cells:
+            row = models.index(str(cell.axes["model"]))
+            if cell.mean is not None and not cell.diverged and cell not in chosen.values():
+                _draw_other(axes, row, cell.mean, left, shade[cell.axes[axis]])
+        for model, cell in chosen.items():
+            colour = FAMILIES[family_of(evidence.report.models[model])]
+            _draw_chosen(axes, models.index(model), cell, colour)
+        if left is not None:
+            axes.set_xlim(left)
+        for row, model in enumerate(models):
+            own = [cell for cell in cells if cell.axes["model"] == model]
+            _write_beside(axes, row, axis, own, chosen.get(model))
         said.append(_in_words(name, axis, chosen))
-    handles = [
-        Line2D([], [], label=short(model), markersize=5, **looks[model])  # type: ignore[arg-type]
-        for model in models
+    handles = [key("o", "chosen by validation, with its 95 % interval", markersize=6)]
+    handles += [
+        key("o", f"{axis} {format_value(value)}", markersize=3.5, color=colour)
+        for value, colour in shade.items()
     ]
-    handles.append(key("o", "chosen by validation", markersize=9, markerfacecolor="none"))
     if any(cell.diverged for cell in evidence.cells):
         handles.append(lost_key())
-    legend_below(figure, handles, columns=3 if len(columns) == 1 else 5)
+    legend_below(figure, handles, columns=4 if len(columns) > 1 else 2)
     figure.set_label(
-        f"{metric_with_unit(metric).capitalize()} on {listed(list(columns))} along {axis}, and "
-        f"against parameters at the {axis} that the validation accuracy chose for each "
-        f"model{evidence.choices}: mean over the seeds, with its 95 % interval where it was "
-        f"chosen. {' '.join(said)}"
+        f"{metric_with_unit(metric).capitalize()} on {listed(list(columns))} at each {axis}, and "
+        f"at the {axis} that the validation accuracy chose for each model{evidence.choices}: mean "
+        f"over the seeds, with its 95 % interval where it was chosen. {' '.join(said)}"
     )
     return figure
-
-
-def _looks(evidence: Evidence, models: Sequence[str]) -> dict[str, dict[str, object]]:
-    """A family's models share its colour; markers tell them apart."""
-    looks: dict[str, dict[str, object]] = {}
-    members: dict[str, int] = {}
-    for model in models:
-        family = family_of(evidence.report.models[model])
-        place = members[family] = members.get(family, -1) + 1
-        plain = family.startswith("linear")
-        looks[model] = {
-            "color": FAMILIES[family],
-            "marker": MARKERS[place % len(MARKERS)],
-            "linestyle": (0, (4, 2)) if plain else "-",
-            "markerfacecolor": "white" if plain else FAMILIES[family],
-        }
-    return looks
 
 
 def _chosen(cells: Sequence[CellReport]) -> Choice:
@@ -107,78 +109,85 @@ def _chosen(cells: Sequence[CellReport]) -> Choice:
     return {model: cell for model, cell in best.items() if cell is not None}
 
 
-def _draw_along(
-    axes: Axes,
-    cells: Sequence[CellReport],
-    axis: str,
-    chosen: Choice,
-    looks: Mapping[str, Mapping[str, object]],
+def _left(chosen: Choice) -> float | None:
+    """Where the axis begins: what lies further off would hide all differences."""
+    ends = [end for cell in chosen.values() for end in (cell.interval95 or (cell.mean,)) if end]
+    if not ends:
+        return None
+    return min(ends) - max(_BEYOND * (max(ends) - min(ends)), 1e-9)
+
+
+def _draw_rows(axes: Axes, models: Sequence[str], *, names: bool) -> None:
+    axes.set_ylim(len(models) - 0.4, -0.6)
+    axes.set_yticks(range(len(models)), models if names else [""] * len(models))
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.grid(color=GRID, linewidth=0.6)
+
+
+def _draw_other(axes: Axes, row: int, mean: float, left: float | None, colour: str) -> None:
+    """A value that was not chosen."""
+    beyond = left is not None and mean < left
+    axes.plot(
+        mean if left is None else max(mean, left),
+        row,
+        marker="<" if beyond else "o",
+        markersize=3.5,
+        color=colour,
+        clip_on=False,
+        label="beyond" if beyond else "other",
+    )
+
+
+def _draw_chosen(axes: Axes, row: int, cell: CellReport, colour: str) -> None:
+    mean = cell.mean or 0.0
+    low, high = cell.interval95 or (mean, mean)
+    axes.errorbar(
+        [mean],
+        [row],
+        xerr=[[mean - low], [high - mean]],
+        marker="o",
+        markersize=6,
+        elinewidth=1.4,
+        capsize=2.5,
+        color=colour,
+        zorder=4,
+        label=str(cell.axes["model"]),
+    )
+
+
+def _write_beside(
+    axes: Axes, row: int, axis: str, cells: Sequence[CellReport], chosen: CellReport | None
 ) -> None:
-    axes.grid(color=GRID, linewidth=0.6)
-    values = list(dict.fromkeys(cell.axes[axis] for cell in cells))
-    axes.set_xticks(range(len(values)), [format_value(value) for value in values])
-    axes.set_xlim(-0.4, len(values) - 0.6)
-    for model, look in looks.items():
-        points = [
-            (values.index(cell.axes[axis]), cell.mean)
-            for cell in cells
-            if cell.axes["model"] == model and cell.mean is not None and not cell.diverged
-        ]
-        axes.plot(*zip(*points, strict=True), linewidth=1.2, markersize=5, label=model, **look)  # type: ignore[arg-type]
-    for cell in chosen.values():
-        draw_ring(axes, values.index(cell.axes[axis]), cell)
-    best = max((cell.mean or 0.0 for cell in chosen.values()), default=None)
-    if best is not None:
-        axes.set_ylim(max(axes.get_ylim()[0], best - _POINTS_BELOW), best + 0.6)
-    for place, value in enumerate(values):
-        lost = [cell for cell in cells if cell.axes[axis] == value and cell.diverged]
-        if lost:
-            axes.annotate(
-                f"✕ {sum(cell.diverged for cell in lost)} of "
-                f"{sum(cell.trials for cell in cells if cell.axes[axis] == value)}",
-                (place, 0.02),
-                xycoords=axes.get_xaxis_transform(),
-                ha="center",
-                va="bottom",
-                fontsize=7.5,
-                color=ALARM,
-                zorder=6,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
-            )
+    """The chosen value, the parameters and the diverged trials of a model."""
+    value: Scalar | None = chosen.axes[axis] if chosen is not None else None
+    words = [(0, "–" if value is None else format_value(value), MUTED)]
+    if cells:
+        words.append((30, format_count(cells[0].parameters), MUTED))
+    if lost := sum(cell.diverged for cell in cells):
+        words.append((68, f"✕ {lost} of {sum(cell.trials for cell in cells)}", ALARM))
+    if row == 0:
+        words_above = ((0, axis), (30, "parameters"))
+        for offset, text in words_above:
+            _write(axes, -1.0, offset, text, MUTED)
+    for offset, text, colour in words:
+        _write(axes, row, offset, text, colour)
 
 
-def _draw_sizes(axes: Axes, chosen: Choice, looks: Mapping[str, Mapping[str, object]]) -> None:
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    families: dict[object, list[CellReport]] = {}
-    for model, cell in chosen.items():
-        families.setdefault(looks[model]["color"], []).append(cell)
-    for colour, cells in families.items():
-        cells = sorted(cells, key=lambda cell: cell.parameters)
-        axes.plot(
-            [cell.parameters for cell in cells],
-            [cell.mean or 0.0 for cell in cells],
-            color=str(colour),
-            linewidth=0.9,
-            alpha=0.5,
-            zorder=1,
-        )
-    for model, cell in chosen.items():
-        mean = cell.mean if cell.mean is not None else math.nan
-        low, high = cell.interval95 or (mean, mean)
-        axes.errorbar(
-            [cell.parameters],
-            [mean],
-            yerr=[[mean - low], [high - mean]],
-            markersize=6,
-            elinewidth=1.2,
-            capsize=3,
-            label=model,
-            **looks[model],  # type: ignore[arg-type]
-        )
+def _write(axes: Axes, row: float, offset: int, text: str, colour: str) -> None:
+    axes.annotate(
+        text,
+        (1.0, row),
+        xytext=(6 + offset, 0),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        va="center",
+        fontsize=7.5,
+        color=colour,
+        annotation_clip=False,
+        parse_math=False,
+    )
 
 
 def _in_words(name: str, axis: str, chosen: Choice) -> str:
