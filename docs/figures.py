@@ -11,7 +11,10 @@ from torch import nn
 
 import qcore
 from qbench.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PYPLOT, new_figure, style
+from qbench.report.evidence import Evidence
 from qbench.report.files import read_reports
+from qbench.report.numbers import Report
+from qbench.report.paper_figures import draw
 from qcore import analysis
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -132,7 +135,7 @@ def spectrum() -> Figure:
 
 def clipping() -> Figure:
     """Accuracy along γ as the table ``gamma`` has it on digits, by how gradients are clipped."""
-    (report,) = (report for report in read_reports(RESULTS) if report.table == "gamma")
+    report = _report("gamma")
     cells = [cell for cell in report.cells if cell.panel == "digits32, factor gamma"]
     values = sorted({str(cell.axes["model"]) for cell in cells}, key=float)
     figure = new_figure("", width=7.2, height=2.9, mark=report.mark)
@@ -165,11 +168,25 @@ def clipping() -> Figure:
     return figure
 
 
+def matched() -> Figure:
+    """Each model of the table ``matched`` at the learning rate that validation chose."""
+    figure = draw("at_best", Evidence(_report("matched"), ()))
+    if figure is None:
+        raise LookupError("results/matched has no cells")
+    return figure
+
+
+def _report(table: str) -> Report:
+    (report,) = (report for report in read_reports(RESULTS) if report.table == table)
+    return report
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "neuron": neuron,
     "pieces": pieces,
     "relinear": relinear,
     "spectrum": spectrum,
     "clipping": clipping,
+    "matched": matched,
 }
 """Every figure by name."""

@@ -16,13 +16,12 @@ import qcore
 from qbench.report.claims import ClaimReport
 from qbench.report.drawing import to_svg
 from qbench.report.files import read_reports
-from qbench.report.numbers import Report
+from qbench.report.numbers import CellReport, Report
 from qbench.report.page import runs_of
 from qbench.report.wording import (
     VERDICTS,
     format_count,
     format_number,
-    format_p,
     format_value,
 )
 
@@ -113,37 +112,38 @@ def page(found: list[Report]) -> str:
 
 
 def accuracies(report: Report) -> str:
-    """Each model's cell in every panel and under each combination of choices that was run, the
-    best first, beside the control."""
+    """A row for each model in every panel, with its accuracy under each combination of choices that
+    was run; the best under the first of them first."""
     parts = []
-    runs = [(panel, run) for panel in report.panels for run in runs_of(report, panel) if run.cells]
-    for panel, run in runs:
+    for panel in report.panels:
+        runs = [run for run in runs_of(report, panel) if run.cells]
+        cells = {(str(cell.axes["model"]), run.label): cell for run in runs for cell in run.cells}
+        first = {str(cell.axes["model"]): cell for run in reversed(runs) for cell in run.cells}
         lines = [
-            f"| on {panel}{f', {run.label}' if run.label else ''} | test accuracy (%) | against "
-            f"`{report.control}` | p | parameters | multiply-adds |",
-            "|---|---:|---:|---:|---:|---:|",
+            f"| on {panel} | {' | '.join(run.label or 'test accuracy (%)' for run in runs)} | "
+            "parameters | multiply-adds |",
+            f"|---|{'---:|' * len(runs)}---:|---:|",
         ]
-        for cell in sorted(run.cells, key=lambda cell: -(cell.mean or 0.0)):
-            spread = f" ± {format_number(cell.std, cell.metric)}" if cell.std is not None else ""
-            lost = f", {cell.diverged} diverged" if cell.diverged else ""
-            gap = format_number(cell.difference, cell.metric, sign=True)
-            values = [
-                f"`{cell.axes['model']}`",
-                f"{format_number(cell.mean, cell.metric)}{spread} ({cell.n}{lost})",
-                "" if cell.difference is None else gap,
-                format_p(cell.p_value),
-                format_count(cell.parameters),
-                format_count(cell.multiply_adds),
-            ]
-            lines.append(f"| {' | '.join(values)} |")
+        for model, cell in sorted(first.items(), key=lambda pair: -(pair[1].mean or 0.0)):
+            values = [_accuracy(cells.get((model, run.label))) for run in runs]
+            cost = [format_count(cell.parameters), format_count(cell.multiply_adds)]
+            lines.append(f"| `{model}` | {' | '.join([*values, *cost])} |")
         parts.append("\n".join(lines))
     warnings = "".join(f"**{warning}**\n\n" for warning in report.warnings)
     return (
         warnings
         + "\n\n".join(parts)
-        + "\n\nMean ± standard deviation (seeds); differences are paired over seeds, p corrected "
-        f"by Holm over all of the same choices. `{report.command}`\n"
+        + "\n\nTest accuracy in percent: mean ± standard deviation (seeds). "
+        f"`{report.command}`\n"
     )
+
+
+def _accuracy(cell: CellReport | None) -> str:
+    if cell is None:
+        return "not run"
+    spread = f" ± {format_number(cell.std, cell.metric)}" if cell.std is not None else ""
+    lost = f", {cell.diverged} diverged" if cell.diverged else ""
+    return f"{format_number(cell.mean, cell.metric)}{spread} ({cell.n}{lost})"
 
 
 def catalogue() -> str:

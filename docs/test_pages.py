@@ -11,6 +11,7 @@ import typer
 
 from qbench.cli import app as qbench_app
 from qbench.report.drawing import to_svg
+from qbench.report.wording import format_count
 from qzoo.cli import app as qzoo_app
 
 HERE = Path(__file__).parent
@@ -93,10 +94,28 @@ def test_models_stand_in_the_order_of_their_accuracy_with_what_was_measured() ->
     assert sorted(name.strip("`") for name, *_ in rows) == sorted(found)
     means = [found[name.strip("`")].mean or 0.0 for name, *_ in rows]
     assert means == sorted(means, reverse=True)
-    for name, accuracy, gap, *_ in rows:
+    for name, accuracy, parameters, _ in rows:
         cell = found[name.strip("`")]
-        assert accuracy.startswith(f"{cell.mean:.1f} ± {cell.std:.1f} ({cell.n})")
-        assert bool(gap) == (cell.axes["model"] != report.control)
+        assert accuracy == f"{cell.mean:.1f} ± {cell.std:.1f} ({cell.n})"
+        assert parameters == format_count(cell.parameters)
+
+
+def test_a_model_has_a_column_for_each_way_in_which_it_was_run() -> None:
+    (report,) = (report for report in measured.reports() if report.table == "neurons")
+    text = measured.accuracies(report)
+    assert "| on digits32 | clipping = 0.5 | clipping = none | parameters |" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| `quadratic` |"))
+    first, second = (
+        next(
+            cell
+            for cell in report.cells
+            if (cell.axes["model"], cell.axes["clipping"]) == ("quadratic", clipping)
+        )
+        for clipping in ("0.5", "none")
+    )
+    shown = [part.strip() for part in row.strip("|").split("|")]
+    assert shown[1] == f"{first.mean:.1f} ± {first.std:.1f} ({first.n})"
+    assert shown[2] == f"{second.mean:.1f} ({second.n}, {second.diverged} diverged)"
 
 
 def test_there_are_pages() -> None:
