@@ -2,7 +2,7 @@ r"""
 The margin at work
 ==================
 
-DIQNN explains its head by the *normalised margin*: by how much the true class leads, relative to the length of the
+DIQNN explains its head by the *normalised margin*: by how much the true class leads, relative to the norm of the
 output,
 
 .. math:: \Delta\mu = \frac{1}{N} \sum_n \frac{\Phi_{y_n} - \max_{j \ne y_n} \Phi_j}{\lVert \Phi \rVert_2}.

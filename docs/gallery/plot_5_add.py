@@ -43,7 +43,7 @@ print(torch.allclose(layer(x), layer["r"](x)), sorted(layer.state_dict()))
 # A model is a row
 # ----------------
 #
-# All networks of the zoo are one class; whatever is not registered goes by keyword.
+# All residual networks of the zoo are one class; options that are not registered are keywords.
 
 model = timm.create_model("qresnet20", neuron="compact", head="low_rank", rank=2, depths=(1, 1, 1))
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
