@@ -1,4 +1,4 @@
-"""Gradients clipped by the length that ReLinear leaves of them."""
+"""Gradients clipped by the norm that ReLinear leaves of them."""
 
 import math
 import re
@@ -36,15 +36,15 @@ def factor_of(name: str, gamma: tuple[float, float]) -> float:
 
 @pytest.mark.parametrize("gamma", [(1.0, 1.0), (0.1, 0.01), (0.0, 1.0), (0.0, 0.0)])
 @pytest.mark.parametrize("max_norm", [1e-3, 0.5, 1e6])
-def test_all_gradients_shrink_alike_to_the_length_of_the_step(gamma, max_norm):
+def test_all_gradients_shrink_alike_to_the_norm_of_the_step(gamma, max_norm):
     model = network()
     strategy = ReLinear(gamma=gamma)
     optimizer = attached(model, strategy)
     before = gradients(model)
     squares = [(factor_of(name, gamma) * g).square().sum() for name, g in before.items()]
-    length = math.sqrt(sum(squares))
-    assert strategy.clip_grad_norm_(optimizer, max_norm).item() == pytest.approx(length)
-    scale = min(1.0, max_norm / length)
+    norm = math.sqrt(sum(squares))
+    assert strategy.clip_grad_norm_(optimizer, max_norm).item() == pytest.approx(norm)
+    scale = min(1.0, max_norm / norm)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, scale * before[name], rtol=1e-4, atol=0)
 
@@ -52,9 +52,9 @@ def test_all_gradients_shrink_alike_to_the_length_of_the_step(gamma, max_norm):
 def test_a_free_network_is_clipped_as_torch_does_it():
     ours, theirs = network(), network()
     strategy = ReLinear(gamma=1.0)
-    length = strategy.clip_grad_norm_(attached(ours, strategy), 0.5)
+    norm = strategy.clip_grad_norm_(attached(ours, strategy), 0.5)
     known = nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
-    torch.testing.assert_close(length, known)
+    torch.testing.assert_close(norm, known)
     for name, gradient in gradients(ours).items():
         torch.testing.assert_close(gradient, gradients(theirs)[name])
 
@@ -66,7 +66,7 @@ def test_the_linear_part_takes_the_step_of_the_linear_network_where_the_rest_is_
     strategy.clip_grad_norm_(attached(model, strategy), 0.5)
     nn.utils.clip_grad_norm_(linear.parameters(), 0.5)
     torch.testing.assert_close(model["r"].weight.grad, linear.weight.grad)
-    # clipped as torch does it, the quadratic gradients take a share of the length
+    # clipped as torch does it, the quadratic gradients take a share of the norm
     counted = network()[2]
     nn.utils.clip_grad_norm_(counted.parameters(), 0.5)
     assert counted["r"].weight.grad.norm() < 0.7 * linear.weight.grad.norm()
@@ -99,12 +99,12 @@ def test_parameters_without_a_gradient_are_passed_over():
 
 
 @pytest.mark.parametrize("max_norm", [0.0, -1.0, float("nan")])
-def test_a_length_of_nothing_is_refused(max_norm):
+def test_a_norm_of_nothing_is_refused(max_norm):
     model = network()
     strategy = ReLinear()
     optimizer = attached(model, strategy)
     before = gradients(model)
-    text = f"max_norm={max_norm} is not allowed: give a length above 0"
+    text = f"max_norm={max_norm} is not allowed: give a norm above 0"
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         strategy.clip_grad_norm_(optimizer, max_norm)
     assert all(torch.equal(before[name], g) for name, g in gradients(model).items())
@@ -120,14 +120,14 @@ def test_groups_that_relinear_has_not_made_are_refused():
 def test_rates_in_place_of_factors_count_as_what_they_are_of_the_common_one():
     model, same = network(), network()
     by_rate, by_factor = ReLinear(lr_g=0.01, lr_b=0.0), ReLinear(gamma=(0.1, 0.0))
-    length = by_rate.clip_grad_norm_(attached(model, by_rate, lr=0.1), 0.5)
-    torch.testing.assert_close(length, by_factor.clip_grad_norm_(attached(same, by_factor), 0.5))
+    norm = by_rate.clip_grad_norm_(attached(model, by_rate, lr=0.1), 0.5)
+    torch.testing.assert_close(norm, by_factor.clip_grad_norm_(attached(same, by_factor), 0.5))
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, gradients(same)[name])
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1])
-def test_a_gradient_that_is_not_finite_is_seen_in_the_length(gamma):
+def test_a_gradient_that_is_not_finite_is_seen_in_the_norm(gamma):
     model = network()
     strategy = ReLinear(gamma=gamma)
     optimizer = attached(model, strategy)
@@ -143,6 +143,6 @@ def test_gradients_in_float16_are_measured_in_float32():
         parameter.grad = torch.full_like(parameter, 3e3)  # whose squares float16 does not hold
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     squares = [n * (3e3 * (1 if name[0] == "r" else 0.001)) ** 2 for name, n in sizes.items()]
-    length = strategy.clip_grad_norm_(optimizer, 1e4)
-    assert length.item() == pytest.approx(math.sqrt(sum(squares)), rel=1e-3)
-    assert model["r"].weight.grad[0, 0].item() == pytest.approx(3e3 * 1e4 / length.item(), rel=1e-2)
+    norm = strategy.clip_grad_norm_(optimizer, 1e4)
+    assert norm.item() == pytest.approx(math.sqrt(sum(squares)), rel=1e-3)
+    assert model["r"].weight.grad[0, 0].item() == pytest.approx(3e3 * 1e4 / norm.item(), rel=1e-2)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def normalized_margin(
     logits: Tensor, target: Tensor, reduction: Literal["mean", "none"] = "mean"
 ) -> Tensor:
-    r"""The lead of the true class over the best other one, relative to the length of the output.
+    r"""The lead of the true class over the best other one, relative to the norm of the output.
 
     .. math::
         \Delta\mu = \frac1N \sum_n

@@ -221,7 +221,7 @@ class ReLinear:
 
     @torch.no_grad()
     def clip_grad_norm_(self, optimizer: Optimizer, max_norm: float) -> Tensor:
-        r"""Scale all gradients down, to the length ``max_norm`` of what γ leaves of them.
+        r"""Scale all gradients down, to the norm ``max_norm`` of what γ leaves of them.
 
         .. math::
             g \leftarrow g \cdot \min\Bigl(1, \frac{c}{\lVert \gamma \odot g \rVert_2}\Bigr)
@@ -236,7 +236,7 @@ class ReLinear:
             optimizer: of groups that :meth:`param_groups` made.
             max_norm: c, above 0.
 
-        Returns the length before, not finite where a gradient is not; nothing is scaled up. Cost:
+        Returns the norm before, not finite where a gradient is not; nothing is scaled up. Cost:
         two passes over the gradients.
 
         Raises ``ValueError`` for groups that :meth:`param_groups` did not make, and for a
@@ -252,22 +252,22 @@ class ReLinear:
         0.5
         """
         if not max_norm > 0:
-            raise ValueError(f"max_norm={max_norm} is not allowed: give a length above 0")
+            raise ValueError(f"max_norm={max_norm} is not allowed: give a norm above 0")
         gradients: list[Tensor] = []
-        lengths: list[Tensor] = []
+        norms: list[Tensor] = []
         for group, factor in zip(optimizer.param_groups, self.rate_factors(optimizer), strict=True):
             for gradient in (p.grad for p in group["params"] if p.grad is not None):
                 # squares of float16 overflow where those of γ times it would not
                 precise = torch.promote_types(gradient.dtype, torch.float32)
                 gradients.append(gradient)
-                lengths.append(factor * torch.linalg.vector_norm(gradient, dtype=precise))
-        if not lengths:
+                norms.append(factor * torch.linalg.vector_norm(gradient, dtype=precise))
+        if not norms:
             return torch.zeros(())
-        length = torch.stack([one.to(lengths[0].device) for one in lengths]).norm()
-        scale = (max_norm / (length + 1e-6)).clamp(max=1.0)
+        norm = torch.stack([one.to(norms[0].device) for one in norms]).norm()
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(scale.to(gradient.device))
-        return length
+        return norm
 
     def rate_factors(self, optimizer: Optimizer) -> list[float]:
         """γ of each of the optimiser's groups in its next step: 1 for linear parameters.
