@@ -262,6 +262,23 @@ def test_filters_live_in_the_url(site: Path, visit: Callable[..., Visit]) -> Non
     page.close()
 
 
+def test_a_search_leads_to_what_it_finds_on_other_datasets(
+    site: Path, visit: Callable[..., Visit]
+) -> None:
+    seen = visit(site / "boards/uci.html")
+    seen.page.get_by_label("Search").fill("qresnet20")
+    assert shown(seen) == []
+    seen.page.get_by_role("button", name="1 on digits32").click()
+    assert shown(seen) == ["qresnet20-relinear-digits"]
+    assert seen.page.get_by_label("Dataset").input_value() == "digits32"
+    assert "dataset=digits32" in seen.page.url
+    assert seen.page.locator("#elsewhere button").count() == 0
+    seen.page.get_by_label("Search").fill("")
+    assert seen.page.locator("#elsewhere button").count() == 0  # all is no search
+    assert seen.errors == []
+    seen.page.close()
+
+
 def test_a_deep_link_shows_its_row(site: Path, visit: Callable[..., Visit]) -> None:
     seen = visit(f"{(site / 'boards/uci.html').as_uri()}#row-qresnet20-relinear-digits")
     assert shown(seen) == ["qresnet20-relinear-digits"]

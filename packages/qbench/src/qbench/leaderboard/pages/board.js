@@ -41,12 +41,23 @@ function matching(dataset) {
     words.every((word) => values.searched.includes(word)));
 }
 
-// a search looks at one dataset at a time: what it would find on the others
+// a search looks at one dataset at a time: the others on which it would find something
 function elsewhere() {
   const dataset = form.elements.dataset;
-  if (!dataset || !form.elements.q.value.trim()) return "";
-  const others = matching("").length - matching().length;
-  return others ? `, ${others} more on other datasets` : "";
+  if (!dataset || !form.elements.q.value.trim()) return [];
+  const others = [...dataset.options].map((option) => option.value).filter((name) => name !== dataset.value);
+  const found = others.map((name) => [name, matching(name).length]).filter(([, count]) => count);
+  return found.map(([name, count]) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = `${count} on ${name}`;
+    button.addEventListener("click", () => {
+      dataset.value = name;
+      update();
+      dataset.focus(); // the button is gone
+    });
+    return button;
+  });
 }
 
 function sorted(found) {
@@ -69,7 +80,8 @@ function show() {
   const shown = document.createDocumentFragment();
   for (const { element } of found.slice(0, count)) shown.append(element);
   body.replaceChildren(shown);
-  document.getElementById("count").textContent = `${found.length} of ${rows.length} entries${elsewhere()}`;
+  document.getElementById("count").textContent = `${found.length} of ${rows.length} entries`;
+  document.getElementById("elsewhere").replaceChildren(...elsewhere());
   document.getElementById("more").hidden = count === found.length;
   for (const cell of headings) {
     if (cell.dataset.sort !== undefined && cell.dataset.sort === order.key) {
