@@ -214,6 +214,31 @@ def test_a_ramp_ends_with_the_training_and_goes_on_from_a_checkpoint() -> None:
         assert torch.equal(second.model.module.state_dict()[name], value)
 
 
+def test_averages_taken_anew_are_those_of_the_training_part_and_change_no_step() -> None:
+    spec = ModelSpec(kind="zoo", name="cifar_resnet20", options={"depths": [1, 1, 1]})
+    states, curves = {}, {}
+    for averages in ("running", "anew"):
+        recipe = digits(lr=0.05, train_samples=200, test_samples=100, averages=averages)
+        problem = load_problem("digits32", recipe, [0])
+        model = build_model(spec, problem.shape, problem.classes, 1.0, 0)
+        (curves[averages],) = Training(side_by_side([model]), problem, recipe, [0]).run()
+        states[averages] = model.state_dict()
+    assert curves["anew"].metrics["train_loss"] == curves["running"].metrics["train_loss"]
+    assert curves["anew"].metrics["test_loss"] != curves["running"].metrics["test_loss"]
+    for name, value in states["running"].items():
+        if "num_batches" not in name:
+            assert torch.equal(states["anew"][name], value) != ("running_" in name)
+    # the first layer's: a mean over batches of the mean of each
+    convolved = nn.functional.conv2d(
+        torch.cat([x[0] for x, _ in problem.train.chunks(None)]),
+        states["anew"]["stem.conv.weight"],
+        padding=1,
+    )
+    torch.testing.assert_close(
+        states["anew"]["stem.bn.running_mean"], convolved.mean((0, 2, 3)), rtol=1e-3, atol=1e-5
+    )
+
+
 def test_a_sum_over_a_batch_is_the_mean_at_a_larger_rate() -> None:
     def losses(**options: object) -> list[float]:
         recipe = digits(test_fraction=0.2, scaling="maxabs", batch_size=1, epochs=1, **options)

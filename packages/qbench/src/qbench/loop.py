@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import update_bn
 
 from qbench.checkpoint import State
 from qbench.data import Problem, Samples
@@ -293,6 +294,11 @@ class Training:
 
     def _record(self, whole: dict[str, Tensor]) -> None:
         values: dict[str, Tensor] = {}
+        if self.recipe.averages == "anew":
+            size = self.recipe.batch_size or CHUNK
+            with autocast(self.recipe, self.device):
+                # networks with batch norm train one by one, see costs: there is one seed
+                update_bn((x[0] for x, _ in self.problem.train.chunks(size)), self.model.module)
         if self.recipe.train_metrics == "running":
             values["train_loss"] = torch.stack(self._losses).mean(0)
             values["train_accuracy"] = torch.stack(self._correct).mean(0) * 100

@@ -118,8 +118,9 @@ class Recipe(Frozen):
 
     A point of every curve is recorded each ``log_every`` steps, or at the end of every ``epoch``,
     and at the end. ``train_metrics``: ``measured`` on the whole training part at that point, or
-    ``running``, the mean over the batches since the point before. Parameters are recorded at the
-    steps ``snapshots``. ``probes`` measure more at each point.
+    ``running``, the mean over the batches since the point before. ``averages`` are those by which
+    batch norm measures: ``running`` along with training, or ``anew`` over the training part.
+    Parameters are recorded at the steps ``snapshots``. ``probes`` measure more at each point.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -150,6 +151,7 @@ class Recipe(Frozen):
     test_samples: Count | None = None
     log_every: int | Literal["epoch"] = Field(default=1)
     train_metrics: Literal["measured", "running"] = "measured"
+    averages: Literal["running", "anew"] = "running"
     snapshots: tuple[int, ...] = ()
     probes: tuple[Literal["theorem2", "spectrum"], ...] = ()
 
