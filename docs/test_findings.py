@@ -311,20 +311,30 @@ SENTENCES: list[tuple[str, list[float]]] = [
         [lost("mnist"), lost("fmnist")],
     ),
     (
-        "quadratic neurons have {:.1f} % and compact ones {:.1f}, where linear ones have {:.1f} "
-        "and, with as many parameters, {:.1f} (three seeds). Not clipped, the linear "
-        "ones have {:.1f} and {:.1f}, and quadratic ones diverge with {} of {} seeds.",
+        "quadratic neurons have {:.1f} %, compact ones {:.1f} and those of QRes {:.1f}, where "
+        "linear ones have {:.1f} and, with as many parameters, {:.1f}. Not clipped, the linear "
+        "ones have {:.1f} and {:.1f}, and so do neurons whose quadratic part is a product without "
+        "an offset: {:.1f} with a linear map beside it (`product_linear`), {:.1f} and {:.1f} the "
+        "bilinear ones of rank one and two",
         [
             *(
                 mean("neurons", model, "digits32", clipping="0.5")
-                for model in ("quadratic", "compact", "linear", "linear-wide")
+                for model in ("quadratic", "compact", "qres", "linear", "linear-wide")
             ),
             *(
                 mean("neurons", model, "digits32", clipping="none")
-                for model in ("linear", "linear-wide")
+                for model in ("linear", "linear-wide", "product_linear", "bilinear-1", "bilinear-2")
             ),
-            cell("neurons", "quadratic", "digits32", clipping="none").diverged,
-            cell("neurons", "quadratic", "digits32", clipping="none").trials,
+        ],
+    ),
+    (
+        "learn little either way, {:.1f} % at most",
+        [
+            max(
+                cell("neurons", model, "digits32", clipping=clipping).mean or 0.0
+                for model in ("product", "squared_output", "squared_input")
+                for clipping in ("0.5", "none")
+            )
         ],
     ),
     (
