@@ -112,15 +112,28 @@ def page(found: list[Report]) -> str:
 
 
 def accuracies(report: Report) -> str:
-    """A row for each model in every panel, with its accuracy under each combination of choices that
-    was run; the best under the first of them first."""
+    """A row for each model in every panel, with its accuracy under each combination of choices with
+    which as many models were run as with any; the best under the first of them first."""
     parts = []
     for panel in report.panels:
-        runs = [run for run in runs_of(report, panel) if run.cells]
+        runs = runs_of(report, panel)
+        most = max(len(run.cells) for run in runs)
+        runs = [run for run in runs if len(run.cells) == most > 0]
+        if not runs:
+            continue
         cells = {(str(cell.axes["model"]), run.label): cell for run in runs for cell in run.cells}
         first = {str(cell.axes["model"]): cell for run in reversed(runs) for cell in run.cells}
+        varied = [
+            name
+            for name in dict(runs[0].choices)
+            if len({dict(run.choices)[name] for run in runs}) > 1
+        ]
+        headings = [
+            ", ".join(f"{name} = {format_value(dict(run.choices)[name])}" for name in varied)
+            for run in runs
+        ]
         lines = [
-            f"| on {panel} | {' | '.join(run.label or 'test accuracy (%)' for run in runs)} | "
+            f"| on {panel} | {' | '.join(text or 'test accuracy (%)' for text in headings)} | "
             "parameters | multiply-adds |",
             f"|---|{'---:|' * len(runs)}---:|---:|",
         ]

@@ -339,6 +339,19 @@ SENTENCES: list[tuple[str, list[float]]] = [
         ],
     ),
     (
+        "of three networks each {} with QRes neurons ends so ({} without), {} compact ones ({}) "
+        "and {} quadratic ones ({}).",
+        [
+            value
+            for model in ("qres", "compact", "quadratic")
+            for anew in [cell("neurons", model, "digits32", clipping="none", averages="anew")]
+            for value in (
+                anew.diverged,
+                cell("neurons", model, "digits32", clipping="none").diverged,
+            )
+        ],
+    ),
+    (
         "learn little either way, {:.1f} % at most",
         [
             max(
