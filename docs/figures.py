@@ -1,6 +1,7 @@
 """The figures of the pages, each a function that makes it from data; their look is the reports'."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import matplotlib as mpl
@@ -178,8 +179,14 @@ def matched() -> Figure:
     return figure
 
 
+@cache
+def reports() -> list[Report]:
+    """The reports of ``results/``, in the order of the tables."""
+    return read_reports(RESULTS)
+
+
 def _report(table: str) -> Report:
-    (report,) = (report for report in read_reports(RESULTS) if report.table == table)
+    (report,) = (report for report in reports() if report.table == table)
     return report
 
 

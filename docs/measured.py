@@ -10,12 +10,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from figures import RESULTS, neuron
+from figures import neuron, reports
 
 import qcore
 from qbench.report.claims import ClaimReport
 from qbench.report.drawing import to_svg
-from qbench.report.files import read_reports
 from qbench.report.numbers import CellReport, Report
 from qbench.report.page import runs_of
 from qbench.report.wording import (
@@ -37,11 +36,6 @@ its 95 % interval (Student's t); p is of the paired test, with Holm's correction
 under the same choices.
 """
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
-
-
-def reports() -> list[Report]:
-    """The reports of ``results/``, in the order of the tables."""
-    return read_reports(RESULTS)
 
 
 def of_paper(report: Report) -> list[ClaimReport]:

@@ -7,6 +7,7 @@ how the page must read.
 import json
 import re
 
+import figures
 import measured
 import pytest
 
@@ -113,7 +114,7 @@ LAMBDAS = [cell("margin-loss", f"λ={value}", "mnist") for value in ("0", "0.1",
 MARGIN = cell("margin", "rank1", "mnist, training sgd")
 LATER = [
     gap({name: values[trial["step"].index(150) :] for name, values in trial["history"].items()})
-    for path in (measured.RESULTS / "unfinished" / "theorem2").glob("*/result.json")
+    for path in (figures.RESULTS / "unfinished" / "theorem2").glob("*/result.json")
     for trial in [json.loads(path.read_text(encoding="utf-8"))]
     if trial["axes"]["training"] == "sgd"
 ]
@@ -121,7 +122,7 @@ LATER = [
 CLIPPED = {
     str(cell.axes["model"]): cell.mean or 0.0
     for cell in Report.model_validate_json(
-        (measured.RESULTS / "combined" / "report-budget.json").read_bytes()
+        (figures.RESULTS / "combined" / "report-budget.json").read_bytes()
     ).cells
 }
 ON_CIFAR = {

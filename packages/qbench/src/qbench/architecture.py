@@ -167,6 +167,15 @@ class ModelSpec(Frozen):
             )
 
     @property
+    def hidden_neuron(self) -> str:
+        """The neuron of hidden layers: a linear one with the activation z² is ``squared_output``.
+
+        >>> ModelSpec(kind="mlp", hidden=(8,), activation="square").hidden_neuron
+        'squared_output'
+        """
+        return "squared_output" if self.activation == "square" else self.neuron
+
+    @property
     def full_name(self) -> str:
         """The zoo's name, with the depth filled in.
 

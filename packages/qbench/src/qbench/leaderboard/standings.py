@@ -196,7 +196,7 @@ def of_spec(spec: ModelSpec) -> Network:
         options = {**spec.options, **({"neuron": spec.quadratize} if spec.quadratize else {})}
         return _of_zoo(spec.full_name, options)
     if spec.kind == "mlp":
-        neuron = "squared_output" if spec.activation == "square" else spec.neuron
+        neuron = spec.hidden_neuron
         linear = neuron == "linear"
         matched = linear and spec.as_large_as is not None
         neuron += ", normalised" * (spec.norm is not None)

@@ -28,8 +28,7 @@ def family_of(model: ModelSpec) -> str:
         plain = model.options.get("neuron", "linear" if plain else "quadratic") == "linear"
         return "linear network" if plain else "quadratic network"
     if model.kind == "mlp":
-        plain = model.neuron == "linear" and model.activation != "square"
-        return "linear network" if plain else "quadratic network"
+        return "linear network" if model.hidden_neuron == "linear" else "quadratic network"
     if model.affine or model.signed:
         return "affine form" if model.affine else "signed form"
     return {"linear": "linear", "dense": "dense form", "low_rank": "low-rank form"}[model.kind]

@@ -31,6 +31,7 @@ from qbench.report.wording import (
 )
 
 _ROW = 0.21  # inches
+_VALUE, _SIZE, _LOST = 6, 36, 74  # points from the right edge to what stands beside a row
 _BEYOND = 0.5  # of the span of what was chosen, that is shown to its left
 
 Choice = Mapping[str, CellReport]
@@ -80,6 +81,8 @@ def at_best(evidence: Evidence) -> Figure | None:
             _draw_chosen(axes, models.index(model), cell, colour)
         if left is not None:
             axes.set_xlim(left)
+        _write(axes, -1.0, _VALUE, axis, MUTED)
+        _write(axes, -1.0, _SIZE, "parameters", MUTED)
         for row, model in enumerate(models):
             own = [cell for cell in cells if cell.axes["model"] == model]
             _write_beside(axes, row, axis, own, chosen.get(model))
@@ -162,24 +165,19 @@ def _write_beside(
 ) -> None:
     """The chosen value, the parameters and the diverged trials of a model."""
     value: Scalar | None = chosen.axes[axis] if chosen is not None else None
-    words = [(0, "–" if value is None else format_value(value), MUTED)]
+    _write(axes, row, _VALUE, "–" if value is None else format_value(value), MUTED)
     if cells:
-        words.append((30, format_count(cells[0].parameters), MUTED))
+        _write(axes, row, _SIZE, format_count(cells[0].parameters), MUTED)
     if lost := sum(cell.diverged for cell in cells):
-        words.append((68, f"✕ {lost} of {sum(cell.trials for cell in cells)}", ALARM))
-    if row == 0:
-        words_above = ((0, axis), (30, "parameters"))
-        for offset, text in words_above:
-            _write(axes, -1.0, offset, text, MUTED)
-    for offset, text, colour in words:
-        _write(axes, row, offset, text, colour)
+        said = f"✕ {lost} of {sum(cell.trials for cell in cells)}"
+        _write(axes, row, _LOST, said, ALARM)
 
 
 def _write(axes: Axes, row: float, offset: int, text: str, colour: str) -> None:
     axes.annotate(
         text,
         (1.0, row),
-        xytext=(6 + offset, 0),
+        xytext=(offset, 0),
         xycoords=axes.get_yaxis_transform(),
         textcoords="offset points",
         va="center",
