@@ -147,23 +147,33 @@ def clipping() -> Figure:
         "0.5": (ORANGE, "clipped by torch.nn.utils.clip_grad_norm_"),
     }
     for way, (colour, words) in ways.items():
-        shown = [cell for cell in cells if cell.axes["clipping"] == way and cell.interval95]
-        places = [values.index(str(cell.axes["model"])) for cell in shown]
-        means = np.array([cell.mean for cell in shown], dtype=float)
-        low, high = np.array([cell.interval95 for cell in shown], dtype=float).T
+        run = [cell for cell in cells if cell.axes["clipping"] == way]
+        run.sort(key=lambda cell: float(cell.axes["model"]))
+        places = np.array([values.index(str(cell.axes["model"])) for cell in run])
+        means = np.array([np.nan if cell.mean is None else cell.mean for cell in run])
+        known = [cell.interval95 or (cell.mean or 0.0,) * 2 for cell in run]
         # no accuracy is below 0 or above 100
-        ends = [means - low.clip(min=0), high.clip(max=100) - means]
+        low, high = np.array(known).clip(0, 100).T
         axes.errorbar(
-            places, means, ends, color=colour, marker="o", markersize=4.5, capsize=3, label=words
+            places,
+            means,
+            [means - low, high - means],
+            color=colour,
+            marker="o",
+            markersize=4.5,
+            capsize=3,
+            label=words,
         )
-        for place, cell in zip(places, shown, strict=True):
+        for place, cell in zip(places, run, strict=True):
             if cell.diverged:
-                said = f"{cell.diverged} of {cell.trials} diverged"
-                at = (place + 0.06, cell.mean or 0.0)
-                axes.annotate(said, at, fontsize=8, color=colour, va="center")
+                said = f"{cell.diverged} of {cell.trials}\ndiverged"
+                beside = cell.interval95 is not None  # its bar, else below
+                at = (place - 0.07, cell.mean) if beside else (place, (cell.mean or 15.0) - 4)
+                align = ("right", "bottom") if beside else ("center", "top")
+                axes.annotate(said, at, fontsize=8, color=colour, ha=align[0], va=align[1])
     style(axes, "", xlabel="γ", ylabel="test accuracy (%)")
     axes.set_xticks(range(len(values)), values)
-    axes.set_xlim(-0.3, len(values) - 0.3)
+    axes.set_xlim(-0.3, len(values) + 0.2)  # the mark stands beside the last point
     axes.set_ylim(0, 104)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower left")
     return figure
@@ -176,6 +186,50 @@ def matched() -> Figure:
     figure = draw("at_best", Evidence(report.model_copy(update={"cells": cells}), ()))
     if figure is None:
         raise LookupError("results/matched has no cells")
+    return figure
+
+
+def scaling() -> Figure:
+    """Accuracy of the table ``uci`` by how features are scaled, with and without linear terms."""
+    report = _report("uci")
+    datasets, scalings = report.panels, report.choices["scaling"]
+    models = {"linear": (ORANGE, "linear"), "dense": (BLUE, "dense form")}
+    models["dense-affine"] = (GREEN, "dense form of (x, 1)")
+    figure = new_figure("", width=7.2, height=2.9, mark=report.mark)
+    axes = figure.subplots(1, len(datasets), sharey=True)
+    for one, dataset in zip(axes, datasets, strict=True):
+        for offset, (model, (colour, words)) in zip(
+            (-0.18, 0.0, 0.18), models.items(), strict=True
+        ):
+            found = {
+                str(cell.axes["scaling"]): cell
+                for cell in report.cells
+                if (cell.panel, cell.axes["model"]) == (dataset, model)
+            }
+            shown = [found[str(scaling)] for scaling in scalings]
+            means = np.array([cell.mean for cell in shown], dtype=float)
+            low, high = np.array([cell.interval95 for cell in shown]).clip(0, 100).T
+            one.errorbar(
+                np.arange(len(shown)) + offset,
+                means,
+                [means - low, high - means],
+                color=colour,
+                fmt="o",
+                markersize=4.5,
+                capsize=2,
+                label=words,
+            )
+        style(one, dataset)
+        one.set_xticks(range(len(scalings)), scalings, rotation=40, ha="right")
+    axes[0].set_ylabel("test accuracy (%)")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        ncols=3,
+        loc="outside lower center",
+    )
     return figure
 
 
@@ -197,5 +251,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "spectrum": spectrum,
     "clipping": clipping,
     "matched": matched,
+    "scaling": scaling,
 }
 """Every figure by name."""

@@ -2,14 +2,15 @@
 
     uv run python docs/measured.py
 
-writes the README's table and picture, and the page of all claims, anew; a test compares them with
-what they are made of.
+writes the README's table and picture, the page of all claims and that of costs anew; a test
+compares them with what they are made of.
 """
 
 import re
 from collections import Counter
 from pathlib import Path
 
+import costs
 from figures import neuron, reports
 
 import qcore
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "neuron.svg"
 CLAIMS = ROOT / "docs" / "claims.md"
+COSTS = ROOT / "docs" / "costs.md"
 _HEAD = """# All claims
 
 Made by `docs/measured.py` from `results/`; [what we found](findings.md) explains the verdicts. A
@@ -179,4 +181,5 @@ if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
     README.write_text(with_table(text, summary(found)), encoding="utf-8")
     CLAIMS.write_text(f"{_HEAD}\n{page(found)}", encoding="utf-8")
+    COSTS.write_text(costs.page(found), encoding="utf-8")
     PICTURE.write_text(to_svg(neuron()), encoding="utf-8")

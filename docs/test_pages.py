@@ -4,12 +4,14 @@ import re
 import shlex
 from pathlib import Path
 
+import costs
 import figures
 import measured
 import pytest
 import typer
 
 from qbench.cli import app as qbench_app
+from qbench.cost import stored_costs
 from qbench.report.drawing import to_svg
 from qbench.report.wording import format_count
 from qzoo.cli import app as qzoo_app
@@ -80,6 +82,7 @@ def test_the_readmes_table_and_picture_are_what_was_measured_and_drawn() -> None
     )
     claims = measured.CLAIMS.read_text(encoding="utf-8")
     assert claims.endswith(f"\n{measured.page(found)}")
+    assert measured.COSTS.read_text(encoding="utf-8") == costs.page(found)
     assert measured.PICTURE.read_text(encoding="utf-8") == to_svg(figures.neuron())
 
 
@@ -116,6 +119,31 @@ def test_a_model_has_a_column_for_each_way_in_which_it_was_run() -> None:
     shown = [part.strip() for part in row.strip("|").split("|")]
     assert shown[1] == f"{first.mean:.1f} ± {first.std:.1f} ({first.n})"
     assert shown[2] == f"{second.mean:.1f} ({second.n}, {second.diverged} diverged)"
+
+
+def cost_row(table: str) -> list[str]:
+    lines = costs.tables(measured.reports()).splitlines()
+    (row,) = (line for line in lines if line.startswith(f"| `{table}` |"))
+    return [part.strip() for part in row.strip("|").split("|")]
+
+
+def test_the_cost_of_a_table_that_was_run_in_full_is_what_was_measured() -> None:
+    (report,) = (report for report in measured.reports() if report.table == "rank")
+    _, trials, spent, whole_trials, _, here, _ = cost_row("rank")
+    assert trials == whole_trials == format_count(report.recorded)
+    assert here == spent == costs.format_hours(report.seconds * report.threads / 3600)
+
+
+def test_the_cost_of_the_rest_goes_by_the_pace_of_what_was_run() -> None:
+    """12 epochs on 1437 images, forward and twice that backward, and on 360 forward."""
+    (report,) = (r for r in measured.reports() if r.table == "combined" and not r.reduced)
+    finished = [cell for cell in report.cells if not cell.diverged]
+    done = sum(12 * (3 * 1437 + 360) * c.trials * c.multiply_adds for c in finished)
+    pace = done / sum(cell.seconds * report.threads for cell in finished)
+    *_, adds, here, _ = cost_row("combined")
+    whole = stored_costs()["combined"].multiply_adds
+    assert float(adds) == pytest.approx(whole, rel=0.5)
+    assert here == f"{costs.format_hours(whole / pace / 3600)} (extrapolated)"
 
 
 def test_there_are_pages() -> None:
