@@ -179,6 +179,11 @@ def test_an_id_is_no_path(id_: str) -> None:
             "name: qresnet20, after: tuned}",
             "after: model 'network' starts from tuned from network again: let one of them start f",
         ),
+        (
+            "name: qresnet20}",
+            "name: qresnet20, norm: quadratic}",
+            "after: model 'network' has a norm, and of such a network no weights are kept: name on",
+        ),
     ],
 )
 def test_a_wrong_type_or_an_unknown_name_is_said_where_it_stands(

@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 from qbench.architecture import ModelSpec, diqnn_name
 from qbench.build import build_model
+from qbench.errors import UserError
 from qbench.recipe import Strategy
 from qbench.stack import side_by_side
-from qcore import QuadraticLinear, ReLinear
+from qbench.table import load_table
+from qcore import QuadraticConv2d, QuadraticLinear, ReLinear
 
 SHAPE = (1, 8, 8)
 
@@ -124,8 +126,65 @@ def test_a_norm_of_quadratic_branches_is_for_quadratic_neurons() -> None:
     said = "norm: quadratic is of the branches of a quadratic neuron: give kind mlp a neuron"
     with pytest.raises(ValidationError, match=said):
         ModelSpec(kind="mlp", hidden=(5,), norm="quadratic")
-    with pytest.raises(ValidationError, match="norm belongs to kind linear or dense or low_rank"):
+    with pytest.raises(ValidationError, match="norm: input is not for kind zoo, whose networks"):
         ModelSpec(kind="zoo", name="qresnet20", norm="input")
+    linear = ModelSpec(kind="zoo", name="cifar_resnet20", norm="quadratic")
+    with pytest.raises(UserError, match="neurons, and cifar_resnet20 has none: leave it out, or"):
+        build_model(linear, (3, 8, 8), 10, 1.0, seed=0)
+
+
+def test_a_norm_in_a_network_is_of_all_channels_and_pixels_of_an_image() -> None:
+    started = Strategy(start="conventional")
+    plain, normed = (
+        build_model(
+            ModelSpec.model_validate({"kind": "zoo", "name": "qresnet20"} | norm),
+            (3, 8, 8),
+            10,
+            1.0,
+            0,
+            started,
+        ).double()
+        for norm in ({}, {"norm": "quadratic"})
+    )
+    assert plain.state_dict().keys() == normed.state_dict().keys()
+    layers = [m for m in normed.modules() if isinstance(m, QuadraticConv2d)]
+    assert len(layers) == sum(isinstance(m, QuadraticConv2d) for m in plain.modules()) > 10
+    layer = layers[0]
+    x = drawn(5, 16, 8, 8)
+    r, g, b = (
+        functools.partial(F.conv2d, weight=m.weight, bias=m.bias, padding=1) for m in layer.values()
+    )
+
+    def divided(x: Tensor) -> Tensor:
+        return x / x.square().mean((1, 2, 3), keepdim=True).sqrt()
+
+    written_out = r(x) * (1 + g(divided(x))) + b(divided(x * x))
+    torch.testing.assert_close(layer(x), written_out)
+    beside_large_ones = torch.cat([x[:1], 1000 * x[1:]])
+    torch.testing.assert_close(layer(beside_large_ones)[:1], layer(x[:1]))
+
+
+def test_a_norm_in_a_network_leaves_the_reference_as_it_is() -> None:
+    plain, normed = (
+        build_model(
+            ModelSpec.model_validate({"kind": "zoo", "name": "qresnet20"} | norm),
+            (3, 8, 8),
+            10,
+            1.0,
+            seed=0,
+        ).double()
+        for norm in ({}, {"norm": "quadratic"})
+    )
+    x = drawn(4, 3, 8, 8)
+    torch.testing.assert_close(normed(x), plain(x))
+
+
+def test_a_network_with_a_norm_is_none_of_the_zoo() -> None:
+    (cell,) = load_table("strategies").cells({"model": ("normalised",)})
+    assert cell.zoo_name is None
+    (plain,) = load_table("strategies").cells({"model": ("free",)})
+    assert plain.zoo_name == "qresnet20"
+    assert cell.key != plain.key
 
 
 @pytest.mark.parametrize("more", [{"neuron": "quadratic"}, {"bias": False}, {"norm": "input"}])

@@ -46,7 +46,7 @@ FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
                 "norm",
             }
         ),
-        "zoo": frozenset({"name", "depth", "options", "quadratize", "after"}),
+        "zoo": frozenset({"name", "depth", "options", "quadratize", "after", "norm"}),
     }
 )
 """The fields that only some kinds of models have."""
@@ -65,13 +65,15 @@ class ModelSpec(Frozen):
     rank ``rank``. ``mlp``: layers of ``hidden`` neurons, linear unless ``neuron`` says which, each
     followed by an ``activation``, of which ``square`` is z², and a linear output; wider by one
     factor where it is to be ``as_large_as``, in parameters, one of another neuron, or a ``dense``
-    or ``low_rank`` classifier on the same inputs. These four may stand behind a ``convolution``,
-    and have a ``norm``, which divides by a root mean square and has no parameters: ``input`` each
-    sample's features, behind the convolution, before the first layer or form; ``quadratic`` what
-    the quadratic branches of each neuron see, x² by its own.
+    or ``low_rank`` classifier on the same inputs. These four may stand behind a ``convolution``.
     ``zoo``: a model of timm's or the zoo's by ``name``, in which
     ``{depth}`` stands for ``depth``, made with ``options``; ``quadratize`` names the neuron that
     its convolutions become.
+
+    A ``norm`` divides by a root mean square, each sample's own, and has no parameters: ``input``,
+    not of kind ``zoo``, the features, behind the convolution, before the first layer or form;
+    ``quadratic``, of kinds ``mlp`` and ``zoo``, what the quadratic branches of each neuron see, all
+    channels and pixels of an image together, x² by its own.
 
     ``after`` names the model of the same table, trained with the same seed, from whose weights this
     one starts. ``start`` gives parameters at the start by name; without it they are drawn from the
@@ -123,10 +125,15 @@ class ModelSpec(Frozen):
                 "activation: square makes each layer one of neurons squared_output, with their "
                 "biases and without a norm: leave out neuron, bias and norm"
             )
-        if self.norm == "quadratic" and self.neuron == "linear":
+        if self.norm == "quadratic" and self.kind != "zoo" and self.neuron == "linear":
             raise ValueError(
                 "norm: quadratic is of the branches of a quadratic neuron: give kind mlp a neuron, "
                 "or choose input"
+            )
+        if self.norm == "input" and self.kind == "zoo":
+            raise ValueError(
+                "norm: input is not for kind zoo, whose networks have norms of their own: choose "
+                "quadratic, or leave it out"
             )
         if isinstance(self.as_large_as, ModelSpec):
             self.as_large_as._check_form()

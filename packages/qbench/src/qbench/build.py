@@ -34,7 +34,8 @@ def build_model(
     linear layers it multiplies PyTorch's initial weights. ``trained`` is the state of the network
     that ``spec.after`` names.
 
-    Raises ``UserError`` for a dense form on more than 1024 features.
+    Raises ``UserError`` for a dense form on more than 1024 features, and for a network without
+    quadratic neurons whose branches are to have a norm.
 
     >>> build_model(ModelSpec(kind="low_rank", rank=2), (4,), 3, 1.0, seed=0)
     LowRankForm(in_features=4, out_features=3, rank=2, signed=False, affine=False)
@@ -99,9 +100,16 @@ def _features(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[OrderedDict[str,
 
 
 def _normalised(_branch: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The input of a branch, divided by its root mean square; what else it gets as it is."""
+    """Each sample that a branch sees, divided by its root mean square; what else it gets as it
+    is."""
     x, *others = inputs
-    return (nn.functional.rms_norm(x, x.shape[-1:]), *others)
+    return (nn.functional.rms_norm(x, x.shape[1:]), *others)
+
+
+def _normalise_branches(layer: Quadratic) -> None:
+    for branch in layer.quadratic_branches().values():
+        # no module of its own: that would change the names of parameters
+        branch.register_forward_pre_hook(_normalised)
 
 
 def _head(spec: ModelSpec, features: int, classes: int, init_scale: float) -> nn.Module:
@@ -173,9 +181,7 @@ def _layer(spec: ModelSpec, inputs: int, outputs: int) -> nn.Module:
         inputs, outputs, bias=spec.bias, neuron=spec.neuron, rank=spec.neuron_rank
     )
     if spec.norm == "quadratic":
-        for branch in layer.quadratic_branches().values():
-            # no module of its own: that would change the names of parameters
-            branch.register_forward_pre_hook(_normalised)
+        _normalise_branches(layer)
     return layer
 
 
@@ -194,6 +200,15 @@ def _zoo(
         model.load_state_dict(dict(trained))
     if spec.quadratize is not None:
         model = qcore.quadratize(model, spec.quadratize, include=nn.Conv2d)
+    if spec.norm == "quadratic":
+        layers = [layer for layer in model.modules() if isinstance(layer, Quadratic)]
+        if not layers:
+            raise UserError(
+                f"norm: quadratic is of the branches of quadratic neurons, and {spec.full_name} "
+                "has none: leave it out, or quadratize"
+            )
+        for layer in layers:
+            _normalise_branches(layer)
     return model
 
 

@@ -272,6 +272,11 @@ class Table(Frozen):
                         f"after: model {shown(name)} starts from {' from '.join(chain[1:])} {end}: "
                         "let one of them start from nothing"
                     )
+                if self.grid.model[start].norm is not None:
+                    raise ValueError(
+                        f"after: model {shown(start)} has a norm, and of such a network no weights "
+                        "are kept: name one without"
+                    )
 
     def _check_cell(self, cell: Mapping[str, Scalar]) -> None:
         for axis, value in cell.items():
@@ -448,14 +453,14 @@ class Cell:
 
     @property
     def zoo_name(self) -> str | None:
-        """The name under which the zoo has what is trained; None where it does not.
+        """The name under which the zoo has what is trained; None where it does not, as with a norm.
 
         >>> (cell,) = load_table("rank").cells({"dataset": ("mnist",), "model": ("rank4",)})
         >>> cell.zoo_name
         'diqnn_rank4'
         """
         if self.model.kind == "zoo":
-            return self.model.full_name
+            return self.model.full_name if self.model.norm is None else None
         return diqnn_name(self.model) if DATASETS[self.dataset].shape == (1, 28, 28) else None
 
     @cached_property

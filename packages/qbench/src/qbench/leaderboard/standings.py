@@ -194,7 +194,9 @@ def of_spec(spec: ModelSpec) -> Network:
     """
     if spec.kind == "zoo":
         options = {**spec.options, **({"neuron": spec.quadratize} if spec.quadratize else {})}
-        return _of_zoo(spec.full_name, options)
+        found = _of_zoo(spec.full_name, options)
+        neuron = found.neuron + ", normalised" * (spec.norm is not None)
+        return replace(found, neuron=neuron)
     if spec.kind == "mlp":
         neuron = spec.hidden_neuron
         linear = neuron == "linear"
