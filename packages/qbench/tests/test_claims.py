@@ -132,7 +132,27 @@ def results(
         (ORDER, [80], [90], "not decided", "80.00 < 90.00, too few seeds to test"),
         (ORDER, [80, 80], [], "not tested", "no results for rank1"),
         (ORDER, [80, 80], [90, None], "does not hold", "rank1 diverged in 1 of 2"),
-        (ORDER, [80, None], [90, 91], "not decided", "linear diverged in 1 of 2"),
+        (
+            ORDER,
+            [80, None],
+            [90, 91],
+            "not decided",
+            "linear diverged in 1 of 2, rank1 in none of 2, p = 1.000",
+        ),
+        (
+            ORDER,
+            [None] * 4,
+            [90, 91, 20, 90],  # of the 70 ways to choose 4 of 8, 2 are so one-sided
+            "holds",
+            "linear diverged in 4 of 4, rank1 in none of 4, p = 0.029",
+        ),
+        (
+            ORDER,
+            [None] * 4,
+            [90, 91, None, 90],
+            "does not hold",
+            "linear diverged in 4 of 4; rank1 diverged in 1 of 4",
+        ),
         (
             LOSS,
             [80, 81, 80, 82],

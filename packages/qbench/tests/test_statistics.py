@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from qbench.report.statistics import compare_close, compare_paired, holm, summarize
+from qbench.report.statistics import (
+    compare_close,
+    compare_counts,
+    compare_paired,
+    holm,
+    summarize,
+)
 
 numbers = st.floats(-100, 100).map(lambda x: round(x, 3))
 
@@ -97,3 +103,19 @@ def test_holm_is_its_definition(p_values: list[float]) -> None:
         assert adjusted[index] == pytest.approx(max(steps))
     assert all(p <= a <= 1 for p, a in zip(p_values, adjusted, strict=True))
     assert not any(math.isnan(a) for a in adjusted)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [((5, 5), (0, 5)), ((3, 10), (1, 4)), ((0, 3), (0, 8))]
+)
+def test_counts_are_compared_by_the_ways_to_spread_them(
+    first: tuple[int, int], second: tuple[int, int]
+) -> None:
+    lost, all_first, all_second = first[0] + second[0], first[1], second[1]
+
+    def ways(of_first: int) -> int:
+        return math.comb(all_first, of_first) * math.comb(all_second, lost - of_first)
+
+    every = [ways(k) for k in range(max(0, lost - all_second), min(lost, all_first) + 1)]
+    as_rare = sum(count for count in every if count <= ways(first[0]))
+    assert compare_counts(*first, *second) == pytest.approx(as_rare / sum(every))

@@ -18,7 +18,7 @@ from qbench.claim import (
 )
 from qbench.frozen import Frozen, Scalar
 from qbench.metrics import QUANTITIES, Metric
-from qbench.report.statistics import compare_close, compare_paired, holm, summarize
+from qbench.report.statistics import compare_close, compare_counts, compare_paired, holm, summarize
 from qbench.report.wording import Verdict, format_number, format_p, format_value, metric_name
 from qbench.table import Cell, Reduction, Table, panel_of
 from qbench.trial import Result
@@ -38,12 +38,12 @@ class ClaimReport(Frozen):
 
     ``verdict``: *holds* and *does not hold* are what was measured; *not decided* is an order, or
     a nearness, that the test does not support, either way (p ≥ 0.05, paired, Holm over the claims
-    of these choices), one that lost trials of another model than the praised one to divergence,
-    and a printed value of which there are too few seeds; *not tested* lacks results. ``models``
-    are the models it speaks of, ``subject``
-    the one it praises, where there is one, ``seeds`` the fewest and the most that one of them was
-    run with; ``statement`` is the claim for any panel, ``short``
-    in the fewest words; ``why`` gives the figures.
+    of these choices; Fisher's exact test of how many diverged, where trials of the other of two
+    models did and none of the praised one), one of more models that lost trials of another than
+    the praised one so, and a printed value of which there are too few seeds; *not tested* lacks
+    results. ``models`` are the models it speaks of, ``subject`` the one it praises, where there is
+    one, ``seeds`` the fewest and the most that one of them was run with; ``statement`` is the claim
+    for any panel, ``short`` in the fewest words; ``why`` gives the figures.
     """
 
     text: str
@@ -182,6 +182,8 @@ def _judge(
             f"{model} diverged in {s.diverged} of {len(s.results)}" for model, s in lost.items()
         )
         subject = _subject(claim)
+        if isinstance(claim, OrderClaim) and len(present) == 2 and subject not in lost:
+            return _judge_losses(claim, present)
         refuted = not isinstance(claim, InteriorClaim) and (subject is None or subject in lost)
         return ("does not hold" if refuted else "not decided"), "; ".join(counts), None
     if isinstance(claim, OrderClaim):
@@ -267,6 +269,15 @@ def _judge_interior(
         return "not decided", why, None
     # both have to hold, so that the larger p decides
     return "holds", why, max((p for _, _, p in judged if p is not None), default=None)
+
+
+def _judge_losses(claim: OrderClaim, present: Mapping[str, _Sample]) -> tuple[Verdict, str, float]:
+    """That trials of the worse model alone diverged, and the p-value of the test that these are
+    more."""
+    worse, better = (present[model] for model in claim.order)
+    lost, trials, others = worse.diverged, len(worse.results), len(better.results)
+    why = f"{claim.order[0]} diverged in {lost} of {trials}, {claim.order[1]} in none of {others}"
+    return "holds", why, compare_counts(lost, trials, 0, others)
 
 
 def _judge_order(

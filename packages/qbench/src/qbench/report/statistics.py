@@ -116,6 +116,19 @@ def compare_close(
     return replace(pairs, p_value=2 * p_value if apart else p_value)
 
 
+def compare_counts(first: int, of_first: int, second: int, of_second: int) -> float:
+    """The two-sided p-value of Fisher's exact test that ``first`` of so many and ``second`` of so
+    many are as likely.
+
+    >>> round(compare_counts(5, 5, 0, 5), 4)
+    0.0079
+    """
+    from scipy.stats import fisher_exact  # it takes a second, and is seldom needed
+
+    table = [[first, of_first - first], [second, of_second - second]]
+    return float(fisher_exact(table).pvalue)
+
+
 def _t(differences: np.ndarray[Any, np.dtype[np.float64]], mean: float) -> float:
     """Student's statistic of a sample against a mean."""
     error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
