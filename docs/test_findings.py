@@ -131,6 +131,22 @@ LATER = [
     if trial["axes"]["training"] == "sgd"
 ]
 """The gap of `theorem2` from step 150 on, of each seed."""
+
+
+def trained(*names: str) -> list[float]:
+    """Training accuracies, before the last measurement, of unclipped networks on digits that
+    overflowed in it, of these models of `neurons` and `gamma`."""
+    found = []
+    for table in ("neurons", "gamma"):
+        for path in (figures.RESULTS / "unfinished" / table).glob("*/result.json"):
+            trial = json.loads(path.read_text(encoding="utf-8"))
+            axes = trial["axes"]
+            if trial["diverged_at"] and axes["model"] in names and axes["clipping"] == "none":
+                found.append(trial["history"]["train_accuracy"][-1])
+    return sorted(found)
+
+
+QUADRATIC = trained("quadratic", "0.9", "0.99", "0.999", "1")
 CLIPPED = {
     str(cell.axes["model"]): cell.mean or 0.0
     for cell in Report.model_validate_json(
@@ -387,6 +403,14 @@ SENTENCES: list[tuple[str, list[float]]] = [
                 anew.diverged,
                 cell("neurons", model, "digits32", clipping="none").diverged,
             )
+        ],
+    ),
+    (
+        "is between {:.1f} and {:.1f} %, but for one with {:.1f}; that of compact ones between "
+        "{:.1f} and {:.1f}, of QRes ones between {:.1f} and {:.1f}.",
+        [
+            *(QUADRATIC[0], QUADRATIC[-2], QUADRATIC[-1]),
+            *(end for name in ("compact", "qres") for end in (trained(name)[0], trained(name)[-1])),
         ],
     ),
     (
