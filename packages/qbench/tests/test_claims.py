@@ -137,14 +137,35 @@ def results(
             [80, None],
             [90, 91],
             "not decided",
-            "linear diverged in 1 of 2, rank1 in none of 2, p = 1.000",
+            "linear diverged in 1 of 2, else 80.00; rank1 diverged in none of 2, else 90.50, p = ",
         ),
         (
             ORDER,
             [None] * 4,
             [90, 91, 20, 90],  # of the 70 ways to choose 4 of 8, 2 are so one-sided
             "holds",
-            "linear diverged in 4 of 4, rank1 in none of 4, p = 0.029",
+            "linear diverged in 4 of 4; rank1 diverged in none of 4, else 72.75, p = 0.029",
+        ),
+        (
+            ORDER,
+            [None, 50, 51, 52],
+            [90, 91, 89, 90],
+            "holds",
+            "linear diverged in 1 of 4, else 51.00; rank1 diverged in none of 4, else 90.00, p = ",
+        ),
+        (
+            ORDER,
+            [None, *[95] * 9],
+            [*range(81, 91)],  # behind nine of ten
+            "does not hold",
+            "linear diverged in 1 of 10, else 95.00; rank1 diverged in none of 10, else 85.50, p ",
+        ),
+        (
+            LOSS,
+            [None] * 4,
+            [90, 91, 20, 90],
+            "holds",
+            "linear diverged in 4 of 4; rank1 diverged in none of 4, else 27.2500, p = 0.029",
         ),
         (
             ORDER,

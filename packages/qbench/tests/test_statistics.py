@@ -1,5 +1,6 @@
 """Statistics against scipy, textbook values and their own laws."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,8 +11,8 @@ from scipy import stats
 
 from qbench.report.statistics import (
     compare_close,
-    compare_counts,
     compare_paired,
+    compare_ranks,
     holm,
     summarize,
 )
@@ -105,17 +106,31 @@ def test_holm_is_its_definition(p_values: list[float]) -> None:
     assert not any(math.isnan(a) for a in adjusted)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [((5, 5), (0, 5)), ((3, 10), (1, 4)), ((0, 3), (0, 8))]
-)
-def test_counts_are_compared_by_the_ways_to_spread_them(
-    first: tuple[int, int], second: tuple[int, int]
+@given(st.lists(numbers, min_size=2, max_size=7), st.lists(numbers, min_size=2, max_size=7))
+def test_ranks_are_compared_by_all_ways_to_deal_them_out(
+    first: list[float], second: list[float]
 ) -> None:
-    lost, all_first, all_second = first[0] + second[0], first[1], second[1]
+    comparison = compare_ranks(first, second)
+    ranks = stats.rankdata([*first, *second])
+    dealt = [
+        np.mean([ranks[i] for i in chosen]) - np.mean(np.delete(ranks, chosen))
+        for chosen in itertools.combinations(range(len(ranks)), len(first))
+    ]
+    assert comparison.difference == pytest.approx(dealt[0])
+    below, above = (
+        sum(sign * value >= sign * dealt[0] - 1e-9 for value in dealt) / len(dealt)
+        for sign in (-1, 1)
+    )
+    assert comparison.p_value == pytest.approx(min(1.0, 2 * min(below, above)))
+    if len(set(ranks)) == len(ranks):
+        known = stats.mannwhitneyu(first, second, method="exact")
+        assert comparison.p_value == pytest.approx(known.pvalue)
 
-    def ways(of_first: int) -> int:
-        return math.comb(all_first, of_first) * math.comb(all_second, lost - of_first)
 
-    every = [ways(k) for k in range(max(0, lost - all_second), min(lost, all_first) + 1)]
-    as_rare = sum(count for count in every if count <= ways(first[0]))
-    assert compare_counts(*first, *second) == pytest.approx(as_rare / sum(every))
+def test_ranks_of_many_are_compared_by_the_same_draws_each_time() -> None:
+    first, second = [*map(float, range(40))], [*map(float, range(20, 60))]
+    comparison = compare_ranks(first, second)
+    assert comparison == compare_ranks(first, second)
+    known = stats.mannwhitneyu(first, second, method="asymptotic")
+    assert comparison.p_value == pytest.approx(known.pvalue, abs=1e-4)
+    assert compare_ranks([-math.inf, 1.0, 2.0], [-math.inf, 1.0, 2.0]).p_value == 1.0

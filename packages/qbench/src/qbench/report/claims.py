@@ -18,7 +18,7 @@ from qbench.claim import (
 )
 from qbench.frozen import Frozen, Scalar
 from qbench.metrics import QUANTITIES, Metric
-from qbench.report.statistics import compare_close, compare_counts, compare_paired, holm, summarize
+from qbench.report.statistics import compare_close, compare_paired, compare_ranks, holm, summarize
 from qbench.report.wording import Verdict, format_number, format_p, format_value, metric_name
 from qbench.table import Cell, Reduction, Table, panel_of
 from qbench.trial import Result
@@ -38,8 +38,8 @@ class ClaimReport(Frozen):
 
     ``verdict``: *holds* and *does not hold* are what was measured; *not decided* is an order, or
     a nearness, that the test does not support, either way (p ≥ 0.05, paired, Holm over the claims
-    of these choices; Fisher's exact test of how many diverged, where trials of the other of two
-    models did and none of the praised one), one of more models that lost trials of another than
+    of these choices; by ranks, where trials of the other of two models diverged and none of the
+    praised one), one of more models that lost trials of another than
     the praised one so, and a printed value of which there are too few seeds; *not tested* lacks
     results. ``models`` are the models it speaks of, ``subject`` the one it praises, where there is
     one, ``seeds`` the fewest and the most that one of them was run with; ``statement`` is the claim
@@ -271,13 +271,23 @@ def _judge_interior(
     return "holds", why, max((p for _, _, p in judged if p is not None), default=None)
 
 
-def _judge_losses(claim: OrderClaim, present: Mapping[str, _Sample]) -> tuple[Verdict, str, float]:
-    """That trials of the worse model alone diverged, and the p-value of the test that these are
-    more."""
-    worse, better = (present[model] for model in claim.order)
-    lost, trials, others = worse.diverged, len(worse.results), len(better.results)
-    why = f"{claim.order[0]} diverged in {lost} of {trials}, {claim.order[1]} in none of {others}"
-    return "holds", why, compare_counts(lost, trials, 0, others)
+def _judge_losses(
+    claim: OrderClaim, present: Mapping[str, _Sample]
+) -> tuple[Verdict, str, float | None]:
+    """What ranks say where trials of the worse model alone diverged, and the p-value of their test:
+    a trial that diverged is behind all that did not."""
+    direction = 1 if QUANTITIES[claim.by].rising else -1
+    samples, words = [], []
+    for model in claim.order:
+        sample = present[model]
+        values = list(sample.values(claim.by).values())
+        samples.append(values + [-direction * math.inf] * (sample.seeds - len(values)))
+        mean = format_number(sample.mean(claim.by), claim.by, precise=True)
+        lost = f"diverged in {sample.diverged or 'none'} of {len(sample.results)}"
+        words.append(f"{model} {lost}{f', else {mean}' if values else ''}")
+    test = compare_ranks(samples[1], samples[0])
+    verdict: Verdict = "holds" if direction * test.difference > 0 else "does not hold"
+    return verdict, "; ".join(words), test.p_value
 
 
 def _judge_order(

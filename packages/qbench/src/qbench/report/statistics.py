@@ -116,17 +116,27 @@ def compare_close(
     return replace(pairs, p_value=2 * p_value if apart else p_value)
 
 
-def compare_counts(first: int, of_first: int, second: int, of_second: int) -> float:
-    """The two-sided p-value of Fisher's exact test that ``first`` of so many and ``second`` of so
-    many are as likely.
+def compare_ranks(values: Sequence[float], control: Sequence[float]) -> Comparison:
+    """Compare two samples, whose values may be infinite, by their mean ranks: the two-sided
+    rank-sum test of Mann and Whitney.
 
-    >>> round(compare_counts(5, 5, 0, 5), 4)
-    0.0079
+    It is exact, ties or not, up to ten of each; of more, 200 000 of the ways to deal the values out
+    are drawn, always the same ones.
+
+    >>> compare_ranks([98.0, 99.0, 97.0, 99.0, 98.5], [-math.inf] * 5)
+    Comparison(difference=5.0, p_value=0.007936507936507936, interval95=None)
     """
-    from scipy.stats import fisher_exact  # it takes a second, and is seldom needed
+    from scipy.stats import permutation_test, rankdata  # they take a second, and are seldom needed
 
-    table = [[first, of_first - first], [second, of_second - second]]
-    return float(fisher_exact(table).pvalue)
+    ranks = rankdata([*values, *control])
+    test = permutation_test(
+        (ranks[: len(values)], ranks[len(values) :]),
+        lambda one, other, axis: one.mean(axis) - other.mean(axis),
+        vectorized=True,
+        n_resamples=200_000,
+        rng=np.random.default_rng(0),
+    )
+    return Comparison(float(test.statistic), float(test.pvalue))
 
 
 def _t(differences: np.ndarray[Any, np.dtype[np.float64]], mean: float) -> float:
