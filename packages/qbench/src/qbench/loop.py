@@ -84,6 +84,9 @@ class Training:
         self._forward: Callable[[Tensor], Tensor] = averaging(model)
         self._evaluated: Callable[[Tensor], Tensor] = model
         if compiled:
+            # else what was compiled for another model is taken where they differ in hooks alone,
+            # as with the norm of quadratic branches
+            torch.compiler.reset()
             self._forward, self._evaluated = map(torch.compile, (self._forward, model))
         samples = len(problem.train)
         self.steps_per_epoch = math.ceil(samples / (recipe.batch_size or samples))
