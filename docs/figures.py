@@ -13,6 +13,7 @@ from torch import nn
 import qcore
 from qbench.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PYPLOT, new_figure, style
 from qbench.report.evidence import Evidence
+from qbench.report.figures import accuracy_by_model
 from qbench.report.files import read_reports
 from qbench.report.numbers import Report
 from qbench.report.paper_figures import draw
@@ -189,6 +190,11 @@ def matched() -> Figure:
     return figure
 
 
+def strategies() -> Figure:
+    """Each way to train of the table ``strategies``."""
+    return accuracy_by_model(_report("strategies"))
+
+
 def scaling() -> Figure:
     """Accuracy of the table ``uci`` by how features are scaled, with and without linear terms."""
     report = _report("uci")
@@ -252,5 +258,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "clipping": clipping,
     "matched": matched,
     "scaling": scaling,
+    "strategies": strategies,
 }
 """Every figure by name."""

@@ -79,6 +79,11 @@ def difference(table: str, text: str) -> tuple[float, float, float]:
     return mean, *sorted((low, high), key=abs)
 
 
+def strategy(model: str) -> float:
+    """Test accuracy of a way to train."""
+    return mean("strategies", model, "digits32")
+
+
 def learned(model: str) -> int:
     """Trials of `collapse` that learned."""
     cells = [cell for cell in REPORTS["collapse"].cells if cell.axes["model"] == model]
@@ -320,6 +325,31 @@ SENTENCES: list[tuple[str, list[float]]] = [
                     "linear-clipped",
                 ),
             ),
+        ],
+    ),
+    (
+        "From the linear start, free, two do, and the others have {:.1f} %; with γ = 0.01, {:.1f}, "
+        "where the linear network has {:.1f} and one with as many parameters {:.1f}",
+        [strategy(name) for name in ("free", "gamma-0.01", "linear", "linear-wide")],
+    ),
+    (
+        "the free network has {:.1f} and even the conventional start {:.1f}. Decay to the linear "
+        "network by α = 0.999 or β = 0.9999 a step is too little here ({:.1f} and {:.1f} %, spread "
+        "widely), ReZero with γ = 0.01 has {:.1f}. At γ = 0.1, 0.01 and 0.0001 the network is as "
+        "good as at 0, where it stays linear ({:.1f}, {:.1f}, {:.1f} and {:.1f})",
+        [
+            strategy(name)
+            for name in (
+                "normalised",
+                "conventional-normalised",
+                "alpha",
+                "beta",
+                "rezero",
+                "gamma-0.1",
+                "gamma-0.01",
+                "gamma-0.0001",
+                "gamma-0",
+            )
         ],
     ),
     (
