@@ -245,6 +245,13 @@ def reports() -> list[Report]:
     return read_reports(RESULTS)
 
 
+@cache
+def every_report() -> list[Report]:
+    """All reports of ``results/``, of the full tables and of those on a budget."""
+    paths = sorted(RESULTS.glob("*/report*.json"))
+    return [Report.model_validate_json(path.read_bytes()) for path in paths]
+
+
 def _report(table: str) -> Report:
     (report,) = (report for report in reports() if report.table == table)
     return report

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import costs
-from figures import neuron, reports
+from figures import every_report, neuron, reports
 
 import qcore
 from qbench.report.claims import ClaimReport
@@ -34,8 +34,9 @@ _HEAD = """# All claims
 
 Made by `docs/measured.py` from `results/`; [what we found](findings.md) explains the verdicts. A
 difference is that of the second less the first, the mean over seeds that both were run with, with
-its 95 % interval (Student's t); p is of the paired test, with Holm's correction over the claims
-under the same choices.
+its 95 % interval (Student's t); p is of the paired test, or of the rank-sum test where trials of
+the model that is claimed to be worse alone diverged, with Holm's correction over the claims under
+the same choices.
 """
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -181,5 +182,5 @@ if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
     README.write_text(with_table(text, summary(found)), encoding="utf-8")
     CLAIMS.write_text(f"{_HEAD}\n{page(found)}", encoding="utf-8")
-    COSTS.write_text(costs.page(found), encoding="utf-8")
+    COSTS.write_text(costs.page(every_report()), encoding="utf-8")
     PICTURE.write_text(to_svg(neuron()), encoding="utf-8")

@@ -148,6 +148,13 @@ def results(
         ),
         (
             ORDER,
+            [None],
+            [90],
+            "not decided",
+            "linear diverged in 1 of 1; rank1 diverged in none of ",
+        ),
+        (
+            ORDER,
             [None, 50, 51, 52],
             [90, 91, 89, 90],
             "holds",
@@ -527,6 +534,28 @@ def test_a_pooled_claim_is_made_once_for_all_panels_and_pairs_within_them() -> N
     # paired within panels: 30 points between them are no spread
     assert claim.verdict == "holds"
     assert claim.text.endswith("on all panels together")
+
+
+def test_a_seed_that_diverged_in_one_panel_of_a_pooled_claim_is_behind_the_others() -> None:
+    text = TABLE.replace("dataset: [iris]", "dataset: [iris, wine]")
+    pooled = "  - {order: [linear, rank1], by: test_accuracy, per: pooled, source: S}\n"
+    made = parse_table(text + pooled, "toy.yaml")
+    accuracies = {
+        ("linear", "iris"): 95.0,  # which rank1's mean over both panels does not reach
+        ("linear", "wine"): None,
+        ("rank1", "iris"): 96.0,
+        ("rank1", "wine"): 60.0,
+    }
+    found = [
+        result(cell, seed, accuracies[str(cell.axes["model"]), cell.dataset])
+        for cell in made.cells()
+        for seed in range(4)
+    ]
+    (claim,) = build_report(made, list(made.cells()), found).claims
+    assert (claim.verdict, claim.why) == (
+        "holds",
+        "linear diverged in 4 of 8; rank1 diverged in none of 8, else 78.00, p = 0.029",
+    )
 
 
 def test_trials_that_diverged_count_as_not_learned() -> None:

@@ -184,6 +184,11 @@ def test_an_id_is_no_path(id_: str) -> None:
             "name: qresnet20, norm: quadratic}",
             "after: model 'network' has a norm, and of such a network no weights are kept: name on",
         ),
+        (
+            "name: qresnet20}",
+            "name: qresnet20, on: {digits32: {norm: quadratic}}}",
+            "after: model 'network' has a norm, and of such a network no weights are kept: name on",
+        ),
     ],
 )
 def test_a_wrong_type_or_an_unknown_name_is_said_where_it_stands(

@@ -272,11 +272,6 @@ class Table(Frozen):
                         f"after: model {shown(name)} starts from {' from '.join(chain[1:])} {end}: "
                         "let one of them start from nothing"
                     )
-                if self.grid.model[start].norm is not None:
-                    raise ValueError(
-                        f"after: model {shown(start)} has a norm, and of such a network no weights "
-                        "are kept: name one without"
-                    )
 
     def _check_cell(self, cell: Mapping[str, Scalar]) -> None:
         for axis, value in cell.items():
@@ -482,10 +477,19 @@ class Cell:
 
     @property
     def after(self) -> "Cell | None":
-        """The cell from whose weights this one starts."""
+        """The cell from whose weights this one starts.
+
+        Raises ``UserError`` for one whose weights are not kept.
+        """
         if self.model.after is None:
             return None
-        return Cell(self.table, {**self.axes, "model": self.model.after}, self.reduced)
+        before = Cell(self.table, {**self.axes, "model": self.model.after}, self.reduced)
+        if before.model.norm is not None:
+            raise UserError(
+                f"after: model {shown(self.model.after)} has a norm, and of such a network no "
+                "weights are kept: name one without"
+            )
+        return before
 
     @property
     def resolved(self) -> dict[str, Any]:

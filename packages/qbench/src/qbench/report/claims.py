@@ -39,11 +39,11 @@ class ClaimReport(Frozen):
     ``verdict``: *holds* and *does not hold* are what was measured; *not decided* is an order, or
     a nearness, that the test does not support, either way (p ≥ 0.05, paired, Holm over the claims
     of these choices; by ranks, where trials of the other of two models diverged and none of the
-    praised one), one of more models that lost trials of another than
-    the praised one so, and a printed value of which there are too few seeds; *not tested* lacks
-    results. ``models`` are the models it speaks of, ``subject`` the one it praises, where there is
-    one, ``seeds`` the fewest and the most that one of them was run with; ``statement`` is the claim
-    for any panel, ``short`` in the fewest words; ``why`` gives the figures.
+    praised one), an order of more than two models of which another than the praised one diverged,
+    and a printed value of which there are too few seeds; *not tested* lacks results. ``models``
+    are the models it speaks of, ``subject`` the one it praises, where there is one, ``seeds`` the
+    fewest and the most that one of them was run with; ``statement`` is the claim for any panel,
+    ``short`` in the fewest words; ``why`` gives the figures.
     """
 
     text: str
@@ -280,14 +280,19 @@ def _judge_losses(
     samples, words = [], []
     for model in claim.order:
         sample = present[model]
-        values = list(sample.values(claim.by).values())
-        samples.append(values + [-direction * math.inf] * (sample.seeds - len(values)))
-        mean = format_number(sample.mean(claim.by), claim.by, precise=True)
-        lost = f"diverged in {sample.diverged or 'none'} of {len(sample.results)}"
-        words.append(f"{model} {lost}{f', else {mean}' if values else ''}")
+        lost = {result.seed for result in sample.results if result.status == "diverged"}
+        known = sample.values(claim.by)
+        values = [value for seed, value in known.items() if seed not in lost]
+        samples.append(values + [-direction * math.inf] * len(lost))
+        said = f"{model} diverged in {sample.diverged or 'none'} of {len(sample.results)}"
+        mean = sum(values) / len(values) if values else None
+        words.append(said if mean is None else f"{said}, else {_precisely(mean, claim.by)}")
+    why = "; ".join(words)
+    if min(map(len, samples)) < 2:
+        return "not decided", f"{why}, too few seeds to test", None
     test = compare_ranks(samples[1], samples[0])
     verdict: Verdict = "holds" if direction * test.difference > 0 else "does not hold"
-    return verdict, "; ".join(words), test.p_value
+    return verdict, why, test.p_value
 
 
 def _judge_order(
@@ -328,6 +333,10 @@ def _judge_order(
     if not known or len(known) < len(deciding):
         return "not decided", f"{why}, no variation to test against", None
     return ("holds", why, max(known)) if ordered else ("does not hold", why, min(known))
+
+
+def _precisely(value: float, metric: Metric) -> str:
+    return format_number(value, metric, precise=True)
 
 
 def _range(ends: Sequence[float], metric: Metric, *, sign: bool = False) -> str:
