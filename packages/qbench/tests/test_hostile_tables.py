@@ -181,13 +181,13 @@ def test_an_id_is_no_path(id_: str) -> None:
         ),
         (
             "name: qresnet20}",
-            "name: qresnet20, norm: quadratic}",
-            "after: model 'network' has a norm, and of such a network no weights are kept: name on",
+            "name: qresnet20, quadratize: compact, norm: quadratic}",
+            "after: model 'network' is quadratized with a norm, and of such a network no weights a",
         ),
         (
             "name: qresnet20}",
-            "name: qresnet20, on: {digits32: {norm: quadratic}}}",
-            "after: model 'network' has a norm, and of such a network no weights are kept: name on",
+            "name: qresnet20, on: {digits32: {norm: quadratic, quadratize: compact}}}",
+            "after: model 'network' is quadratized with a norm, and of such a network no weights a",
         ),
     ],
 )

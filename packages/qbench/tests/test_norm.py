@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from qbench.architecture import ModelSpec, diqnn_name
 from qbench.build import build_model
 from qbench.errors import UserError
+from qbench.leaderboard.standings import of_spec
 from qbench.recipe import Strategy
 from qbench.stack import side_by_side
 from qbench.table import load_table
-from qcore import QuadraticConv2d, QuadraticLinear, ReLinear
+from qcore import Quadratic, QuadraticConv2d, QuadraticLinear, ReLinear
 
 SHAPE = (1, 8, 8)
 
@@ -129,7 +130,7 @@ def test_a_norm_of_quadratic_branches_is_for_quadratic_neurons() -> None:
     with pytest.raises(ValidationError, match="norm: input is not for kind zoo, whose networks"):
         ModelSpec(kind="zoo", name="qresnet20", norm="input")
     linear = ModelSpec(kind="zoo", name="cifar_resnet20", norm="quadratic")
-    with pytest.raises(UserError, match="neurons, and cifar_resnet20 has none: leave it out, or"):
+    with pytest.raises(UserError, match="there is no 'cifar_resnet20_rms': name a network"):
         build_model(linear, (3, 8, 8), 10, 1.0, seed=0)
 
 
@@ -179,12 +180,21 @@ def test_a_norm_in_a_network_leaves_the_reference_as_it_is() -> None:
     torch.testing.assert_close(normed(x), plain(x))
 
 
-def test_a_network_with_a_norm_is_none_of_the_zoo() -> None:
+def test_a_network_with_a_norm_is_one_of_the_zoo() -> None:
     (cell,) = load_table("strategies").cells({"model": ("normalised",)})
-    assert cell.zoo_name is None
+    assert cell.zoo_name == "qresnet20_rms"
     (plain,) = load_table("strategies").cells({"model": ("free",)})
     assert plain.zoo_name == "qresnet20"
     assert cell.key != plain.key
+
+
+def test_a_quadratized_network_may_have_a_norm_which_the_zoo_has_not() -> None:
+    spec = ModelSpec(kind="zoo", name="cifar_resnet20", quadratize="compact", norm="quadratic")
+    model = build_model(spec, (3, 8, 8), 10, 1.0, 0, Strategy(start="conventional"))
+    layers = [m for m in model.modules() if isinstance(m, Quadratic)]
+    assert len(layers) == 19
+    assert {layer.rms_dims for layer in layers} == {3}
+    assert of_spec(spec).neuron == "compact, normalised"
 
 
 @pytest.mark.parametrize("more", [{"neuron": "quadratic"}, {"bias": False}, {"norm": "input"}])

@@ -77,12 +77,13 @@ def test_the_costs_of_forms_lie_between_the_triangle_and_the_square(n):
 
 def test_the_code_blocks_run_one_after_the_other():
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    # the third begins with timm, which qcore does without: it runs with qzoo's tests
+    # the last begins with timm, which qcore does without: it runs with qzoo's tests
     blocks = [block for block in blocks if "import timm" not in block]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     namespace = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)  # noqa: S102
     quadratic, compact = namespace["model"][0], namespace["model"][3]
     assert compact(namespace["model"][:3](namespace["images"])).shape == (32, 10)
+    assert namespace["normed"].rms_dims == 3
     assert quadratic["g"].weight.any()  # it has left the linear network

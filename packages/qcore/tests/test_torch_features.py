@@ -18,7 +18,9 @@ from qcore import CATALOGUE
 
 DOUBLE = torch.float64
 VARIANTS = {name: {"neuron": name} for name in CATALOGUE} | {
-    "bilinear-rank2": {"neuron": "bilinear", "rank": 2}
+    "bilinear-rank2": {"neuron": "bilinear", "rank": 2},
+    "quadratic-rms": {"neuron": "quadratic", "rms_norm": True},
+    "bilinear-rms": {"neuron": "bilinear", "rms_norm": True},
 }
 # stride, padding and dilation differ, so that a mix-up cannot hide
 KINDS = {

@@ -186,6 +186,26 @@ def test_a_gate_that_is_0_leaves_the_shortcut_alone():
     torch.testing.assert_close(block(x), (x + 0.5 * residual).relu())
 
 
+def test_a_norm_is_in_every_quadratic_convolution_and_leaves_the_reference():
+    plain, normed = (CifarQResNet(**TINY, rms_norm=norm).double().eval() for norm in (False, True))
+    normed.load_state_dict(plain.state_dict())
+    layers = [m for m in normed.modules() if isinstance(m, qcore.Quadratic)]
+    assert [layer.rms_dims for layer in layers] == [3] * (2 * sum(TINY["depths"]))
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(normed(x), plain(x))
+    for layer in layers:
+        for branch in layer.quadratic_branches().values():
+            nn.init.normal_(branch.weight)
+    plain.load_state_dict(normed.state_dict())
+    assert not torch.allclose(normed(x), plain(x))
+
+
+def test_a_norm_is_not_for_a_linear_network():
+    said = "rms_norm=True is for what quadratic branches see, but neuron='linear' has none: choose"
+    with pytest.raises(ValueError, match=said):
+        timm.create_model("cifar_resnet20", rms_norm=True)
+
+
 def test_shortcut_b_is_a_linear_projection():
     model = CifarQResNet(**TINY, shortcut="B")
     first, second = model.stages[1]

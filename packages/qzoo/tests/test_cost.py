@@ -20,6 +20,7 @@ def test_parameters_are_those_of_the_network(name):
 # one of each kind, and one of each depth that is quickly counted
 COUNTED = [
     *("qresnet20", "qresnet32", "qresnet20_compact", "qresnet20_rezero", "qresnet20_rank3"),
+    "qresnet20_rms",
     *("qresnet10", "qresnet18", "qresnet10_dense", "cifar_resnet20", "cifar_resnet18_rank4"),
     *("cifar_resnet14", "cifar_resnet20_dense", "cifar_resnet20_w28", "cifar_resnet10_w110"),
 ]

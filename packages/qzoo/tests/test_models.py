@@ -25,6 +25,7 @@ SAMPLE = [
     "qresnet20",
     "qresnet20_compact",
     "qresnet20_rezero",
+    "qresnet20_rms",
     "qresnet20_rank2",
     "qresnet10",
     "cifar_resnet10_rank1",
@@ -49,6 +50,8 @@ PARAMETERS = {
     "qresnet110_compact": 3_454_810,
     "qresnet20_rezero": 806_266 + 9,
     "qresnet56_rezero": 2_554_810 + 27,
+    "qresnet20_rms": 806_266,
+    "qresnet110_rms": 5_177_626,
     "qresnet10": 14_346_186,
     "qresnet18": 33_156_426,
     "cifar_resnet20": 269_722,
@@ -118,8 +121,9 @@ def test_shapes(name, size):
 def test_default_cfg_is_what_the_model_has(name):
     model = timm.create_model(name, device="meta")
     cfg = model.pretrained_cfg
-    # a linear network is not trained by ReLinear
-    tag = "c10" if name.startswith("cifar_resnet") else "relinear_c10"
+    # a linear network is not trained by ReLinear, nor is one with a norm
+    alone = name.startswith("cifar_resnet") or name.endswith("_rms")
+    tag = "c10" if alone else "relinear_c10"
     assert (cfg["architecture"], cfg["tag"]) == (name, tag)
     assert cfg["input_size"] == (model.in_chans, 32, 32)
     assert cfg["num_classes"] == model.num_classes == 10
@@ -183,7 +187,8 @@ def test_trains_with_relinear(name, lr, share):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_starts_as_its_linear_network(name, training):
     quadratic = timm.create_model(name).train(training)
-    linear = timm.create_model(name, neuron="linear").train(training)
+    without = {"rms_norm": False} if name.endswith("_rms") else {}
+    linear = timm.create_model(name, neuron="linear", **without).train(training)
     state = {key.replace(".r.", "."): value for key, value in quadratic.state_dict().items()}
     linear.load_state_dict({key: state[key] for key in linear.state_dict()})
     x = images(4)

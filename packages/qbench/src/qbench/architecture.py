@@ -184,12 +184,15 @@ class ModelSpec(Frozen):
 
     @property
     def full_name(self) -> str:
-        """The zoo's name, with the depth filled in.
+        """The zoo's name, with the depth filled in, and ``_rms`` where its neurons have a norm.
 
         >>> ModelSpec(kind="zoo", name="qresnet{depth}_compact", depth=56).full_name
         'qresnet56_compact'
+        >>> ModelSpec(kind="zoo", name="qresnet20", norm="quadratic").full_name
+        'qresnet20_rms'
         """
-        return self.name.replace("{depth}", str(self.depth))
+        normed = self.norm == "quadratic" and self.quadratize is None
+        return self.name.replace("{depth}", str(self.depth)) + "_rms" * normed
 
 
 _DIQNN_CONVOLUTION = Convolution(channels=8, kernel=5, stride=3)

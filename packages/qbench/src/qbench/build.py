@@ -34,8 +34,8 @@ def build_model(
     linear layers it multiplies PyTorch's initial weights. ``trained`` is the state of the network
     that ``spec.after`` names.
 
-    Raises ``UserError`` for a dense form on more than 1024 features, and for a network without
-    quadratic neurons whose branches are to have a norm.
+    Raises ``UserError`` for a dense form on more than 1024 features, and for a network of which the
+    zoo has none with a norm.
 
     >>> build_model(ModelSpec(kind="low_rank", rank=2), (4,), 3, 1.0, seed=0)
     LowRankForm(in_features=4, out_features=3, rank=2, signed=False, affine=False)
@@ -97,19 +97,6 @@ def _features(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[OrderedDict[str,
     if spec.norm == "input":
         parts["norm"] = nn.RMSNorm(features, elementwise_affine=False)
     return parts, features
-
-
-def _normalised(_branch: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Each sample that a branch sees, divided by its root mean square; what else it gets as it
-    is."""
-    x, *others = inputs
-    return (nn.functional.rms_norm(x, x.shape[1:]), *others)
-
-
-def _normalise_branches(layer: Quadratic) -> None:
-    for branch in layer.quadratic_branches().values():
-        # no module of its own: that would change the names of parameters
-        branch.register_forward_pre_hook(_normalised)
 
 
 def _head(spec: ModelSpec, features: int, classes: int, init_scale: float) -> nn.Module:
@@ -177,12 +164,14 @@ def hidden_widths(spec: ModelSpec, inputs: int, outputs: int) -> tuple[int, ...]
 def _layer(spec: ModelSpec, inputs: int, outputs: int) -> nn.Module:
     if spec.neuron == "linear":
         return nn.Linear(inputs, outputs, bias=spec.bias)
-    layer = QuadraticLinear(
-        inputs, outputs, bias=spec.bias, neuron=spec.neuron, rank=spec.neuron_rank
+    return QuadraticLinear(
+        inputs,
+        outputs,
+        bias=spec.bias,
+        neuron=spec.neuron,
+        rank=spec.neuron_rank,
+        rms_norm=spec.norm == "quadratic",
     )
-    if spec.norm == "quadratic":
-        _normalise_branches(layer)
-    return layer
 
 
 def _zoo(
@@ -192,23 +181,22 @@ def _zoo(
     import timm
 
     import qzoo  # noqa: F401 - registers the zoo's models
+    from qzoo.architectures import CIFAR_QRESNETS
 
+    has_norm = spec.norm == "quadratic"
+    if has_norm and spec.quadratize is None and spec.full_name not in CIFAR_QRESNETS:
+        raise UserError(
+            f"norm: quadratic is of what quadratic branches see, and there is no "
+            f"{spec.full_name!r}: name a network of which the zoo has one with _rms, such as "
+            "qresnet20, or quadratize"
+        )
     model: nn.Module = timm.create_model(
         spec.full_name, num_classes=classes, in_chans=shape[0], **spec.options
     )
     if trained is not None:
         model.load_state_dict(dict(trained))
     if spec.quadratize is not None:
-        model = qcore.quadratize(model, spec.quadratize, include=nn.Conv2d)
-    if spec.norm == "quadratic":
-        layers = [layer for layer in model.modules() if isinstance(layer, Quadratic)]
-        if not layers:
-            raise UserError(
-                f"norm: quadratic is of the branches of quadratic neurons, and {spec.full_name} "
-                "has none: leave it out, or quadratize"
-            )
-        for layer in layers:
-            _normalise_branches(layer)
+        model = qcore.quadratize(model, spec.quadratize, include=nn.Conv2d, rms_norm=has_norm)
     return model
 
 

@@ -84,8 +84,8 @@ class Training:
         self._forward: Callable[[Tensor], Tensor] = averaging(model)
         self._evaluated: Callable[[Tensor], Tensor] = model
         if compiled:
-            # else what was compiled for another model is taken where they differ in hooks alone,
-            # as with the norm of quadratic branches
+            # else what was compiled for another model is taken where the two differ in hooks alone,
+            # and after a few models torch compiles no more
             torch.compiler.reset()
             self._forward, self._evaluated = map(torch.compile, (self._forward, model))
         samples = len(problem.train)

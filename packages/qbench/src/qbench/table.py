@@ -448,14 +448,15 @@ class Cell:
 
     @property
     def zoo_name(self) -> str | None:
-        """The name under which the zoo has what is trained; None where it does not, as with a norm.
+        """The name under which the zoo has what is trained; None where it does not.
 
         >>> (cell,) = load_table("rank").cells({"dataset": ("mnist",), "model": ("rank4",)})
         >>> cell.zoo_name
         'diqnn_rank4'
         """
         if self.model.kind == "zoo":
-            return self.model.full_name if self.model.norm is None else None
+            quadratized = self.model.norm is not None and self.model.quadratize is not None
+            return None if quadratized else self.model.full_name
         return diqnn_name(self.model) if DATASETS[self.dataset].shape == (1, 28, 28) else None
 
     @cached_property
@@ -484,10 +485,10 @@ class Cell:
         if self.model.after is None:
             return None
         before = Cell(self.table, {**self.axes, "model": self.model.after}, self.reduced)
-        if before.model.norm is not None:
+        if before.zoo_name is None:
             raise UserError(
-                f"after: model {shown(self.model.after)} has a norm, and of such a network no "
-                "weights are kept: name one without"
+                f"after: model {shown(self.model.after)} is quadratized with a norm, and of such a "
+                "network no weights are kept: name one without"
             )
         return before
 

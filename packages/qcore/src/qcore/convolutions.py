@@ -37,6 +37,7 @@ class _Convolution(Quadratic):
         *,
         neuron: str | Neuron = "quadratic",
         rank: int | None = None,
+        rms_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -75,6 +76,7 @@ class _Convolution(Quadratic):
                 form=patch_form,
                 constant=lambda: Constant(out_channels, dims=self._dims, **factory),
             ),
+            rms_dims=self._dims + 1 if rms_norm else 0,
         )
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -103,6 +105,8 @@ class QuadraticConv2d(_Convolution):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: as
             in ``nn.Conv2d``; ``"bilinear"`` takes ``groups=1``.
         bias, neuron, rank, device, dtype: as in :class:`QuadraticLinear`.
+        rms_norm: whether the quadratic branches see each image divided by its root mean square over
+            all channels and pixels: see :class:`Quadratic`.
 
     Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_channels, H', W')``; without B too.
 
@@ -157,6 +161,7 @@ class _ConvolutionTranspose(Quadratic):
         padding_mode: Literal["zeros"] = "zeros",
         *,
         neuron: str | Neuron = "quadratic",
+        rms_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -192,6 +197,7 @@ class _ConvolutionTranspose(Quadratic):
                 form=no_form,
                 constant=lambda: Constant(out_channels, dims=self._dims, **factory),
             ),
+            rms_dims=self._dims + 1 if rms_norm else 0,
         )
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -208,7 +214,7 @@ class _ConvolutionTranspose(Quadratic):
         squared = x * x if 1 in self._lifts else x
         values: list[Tensor] = []
         for i, branch in enumerate(self.values()):
-            value = branch(squared if self._lifts[i] == 1 else x, output_size)
+            value = branch(self._seen(squared if self._lifts[i] == 1 else x, i), output_size)
             values.append(value + self._offsets[i] if self._offsets[i] != 0.0 else value)
         return self._combine(values)
 
@@ -236,6 +242,7 @@ class QuadraticConvTranspose2d(_ConvolutionTranspose):
             ``nn.ConvTranspose2d``.
         dilation, padding_mode: as in ``nn.ConvTranspose2d``.
         bias, neuron, device, dtype: as in :class:`QuadraticLinear`; all neurons but ``"bilinear"``.
+        rms_norm: as in :class:`QuadraticConv2d`.
 
     Shapes: input ``(B, in_channels, H, W)``, output ``(B, out_channels, H', W')``; without B too.
 

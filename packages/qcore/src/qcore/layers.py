@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm as divide_by_rms
 
 from qcore import kernels
 from qcore.forms import LowRankForm, QuadraticForm
@@ -28,15 +29,26 @@ class Quadratic(nn.ModuleDict):
     modules, so every argument, initialisation, device and state dict is torch's own
     (``conv1.r.weight``).
 
+    With ``rms_dims`` the quadratic branches see :math:`x_k` divided by its root mean square
+
+    .. math:: \hat x_k = x_k / \sqrt{\operatorname{mean}(x_k^2) + \varepsilon}
+
+    over that many trailing dimensions, each sample by its own, and :math:`x^2` by that of
+    :math:`x^2`: a neuron's quadratic part then does not grow faster than its input.
+
     Args:
         neuron: a name of the catalogue, or a :class:`qcore.neurons.Neuron`.
         branches: a module for each letter of the neuron; the letters of constants may be missing.
+        rms_dims: the trailing dimensions of the input that a root mean square is taken over: 1 for
+            linear layers, 3 for images ``(B, C, H, W)``; 0, the default, leaves inputs as they are.
+            :math:`\varepsilon` is the spacing of numbers at 1, of float32 for narrower ones.
 
     Shapes: those of the branches; all branches must return one shape, or shapes that broadcast.
 
     Cost: that of the branches, and one multiply-add per output and further factor.
 
-    Raises ``ValueError`` for an unknown neuron, and for letters that are missing or unknown.
+    Raises ``ValueError`` for an unknown neuron, for letters that are missing or unknown, and for
+    ``rms_dims`` below 0.
 
     >>> layer = Quadratic("compact", {"r": nn.Linear(3, 2), "b": nn.Linear(3, 2)})
     >>> x = torch.randn(5, 3)
@@ -46,8 +58,15 @@ class Quadratic(nn.ModuleDict):
 
     __jit_unused_properties__ = ("reference", "terms", "lifts", "offsets")
 
-    def __init__(self, neuron: str | Neuron, branches: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, neuron: str | Neuron, branches: Mapping[str, nn.Module], *, rms_dims: int = 0
+    ) -> None:
         spec = get_neuron(neuron) if isinstance(neuron, str) else neuron
+        if rms_dims < 0:
+            raise ValueError(
+                f"rms_dims={rms_dims} is not allowed: give the number of trailing dimensions to "
+                "take a root mean square over, or 0 for none"
+            )
         required = [k for k in spec.branches if k not in spec.constants]
         missing = [k for k in required if k not in branches]
         unknown = [k for k in branches if k not in spec.branches]
@@ -69,6 +88,7 @@ class Quadratic(nn.ModuleDict):
         self._reference = letters.index(spec.reference) if spec.reference is not None else -1
         self._quadratic = [letters.index(k) for k in spec.quadratic]
         self._zero_at_reference = [letters.index(k) for k in spec.zero_at_reference]
+        self.rms_dims = rms_dims
         self.formula = spec.formula
 
     @property
@@ -133,9 +153,15 @@ class Quadratic(nn.ModuleDict):
         squared = x * x if 1 in self._lifts else x
         values: list[Tensor] = []
         for i, branch in enumerate(self.values()):
-            value = branch(squared if self._lifts[i] == 1 else x)
+            value = branch(self._seen(squared if self._lifts[i] == 1 else x, i))
             values.append(value + self._offsets[i] if self._offsets[i] != 0.0 else value)
         return self._combine(values)
+
+    def _seen(self, x: Tensor, i: int) -> Tensor:
+        """What branch ``i`` sees of its input: quadratic ones may have a norm."""
+        if self.rms_dims > 0 and i in self._quadratic:
+            return divide_by_rms(x, x.shape[-self.rms_dims :])
+        return x
 
     def _autocast(
         self, x: Tensor, dtype: torch.dtype, output_size: list[int] | None = None
@@ -153,7 +179,7 @@ class Quadratic(nn.ModuleDict):
             lift = _LIFTS[self._lifts[i]]
             alone = narrow and lift in ("x2", "form")
             with torch.autocast(x.device.type, dtype, enabled=not alone):
-                value = branch(wide * wide if lift == "x2" else wide, *more)
+                value = branch(self._seen(wide * wide if lift == "x2" else wide, i), *more)
             values.append((value.float() if narrow else value) + self._offsets[i])
         return self._combine(values).to(dtype)
 
@@ -170,7 +196,8 @@ class Quadratic(nn.ModuleDict):
 
     def extra_repr(self) -> str:
         """The neuron and its formula, for ``print``."""
-        return f"neuron={self.neuron!r}: {self.formula}"
+        norm = f", rms_dims={self.rms_dims}" if self.rms_dims else ""
+        return f"neuron={self.neuron!r}: {self.formula}{norm}"
 
 
 def _product(values: list[Tensor], term: list[int]) -> Tensor:
@@ -231,6 +258,8 @@ class QuadraticLinear(Quadratic):
             linear reference.
         neuron: a name of the catalogue, or a :class:`qcore.neurons.Neuron`.
         rank: for ``"bilinear"``, the rank of a signed low-rank form; None means a dense one.
+        rms_norm: whether the quadratic branches see each input vector divided by its root mean
+            square, which keeps training stable at full learning rates: see :class:`Quadratic`.
         device, dtype: as everywhere in torch.
 
     Every branch starts as PyTorch starts it; :class:`qcore.ReLinear` moves to the linear reference.
@@ -255,6 +284,7 @@ class QuadraticLinear(Quadratic):
         *,
         neuron: str | Neuron = "quadratic",
         rank: int | None = None,
+        rms_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -268,6 +298,7 @@ class QuadraticLinear(Quadratic):
                 form=lambda: build_form(in_features, out_features, rank, **factory),
                 constant=lambda: Constant(out_features, **factory),
             ),
+            rms_dims=1 if rms_norm else 0,
         )
         self.in_features = in_features
         self.out_features = out_features

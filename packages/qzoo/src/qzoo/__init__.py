@@ -5,7 +5,7 @@ In timm and torch, ``q`` often stands for *quantised*; here it stands for *quadr
 >>> import timm, torch
 >>> timm.list_models("qresnet20*")  # doctest: +NORMALIZE_WHITESPACE
 ['qresnet20', 'qresnet20_compact', 'qresnet20_dense', 'qresnet20_rank1', 'qresnet20_rank2',
- 'qresnet20_rank3', 'qresnet20_rank4', 'qresnet20_rezero']
+ 'qresnet20_rank3', 'qresnet20_rank4', 'qresnet20_rezero', 'qresnet20_rms']
 >>> model = timm.create_model("qresnet20")
 >>> model(torch.randn(2, 3, 32, 32)).shape
 torch.Size([2, 10])

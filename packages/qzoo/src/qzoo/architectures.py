@@ -31,6 +31,7 @@ _SIZES: Mapping[int, Arguments] = {
 _LINEAR: Arguments = {"neuron": "linear", "bias": False}
 _COMPACT: Arguments = {"neuron": "compact"}
 _REZERO: Arguments = {"residual": "rezero"}
+_RMS: Arguments = {"rms_norm": True}
 _HEADS: Mapping[str, Arguments] = {
     **{f"rank{rank}": {"head": "low_rank", "rank": rank} for rank in (1, 2, 3, 4)},
     "dense": {"head": "dense"},
@@ -55,6 +56,7 @@ def _rows() -> Iterator[tuple[str, Arguments]]:
     for size in (20, 32, 44, 56, 110):
         yield f"qresnet{size}_compact", {**_SIZES[size], **_COMPACT}
         yield f"qresnet{size}_rezero", {**_SIZES[size], **_REZERO}
+        yield f"qresnet{size}_rms", {**_SIZES[size], **_RMS}
     for size in (20, 10, 18):
         for suffix, head in _HEADS.items():
             yield f"qresnet{size}_{suffix}", {**_SIZES[size], **head}
@@ -86,13 +88,14 @@ ARCHITECTURES: Mapping[str, Arguments] = MappingProxyType({**CIFAR_QRESNETS, **D
 def default_tag(name: str) -> str:
     """The tag of a model's default input and classes.
 
-    >>> default_tag("qresnet20"), default_tag("cifar_resnet20"), default_tag("diqnn_rank4")
+    >>> default_tag("qresnet20"), default_tag("qresnet20_rms"), default_tag("diqnn_rank4")
     ('relinear_c10', 'c10', 'mnist')
     """
     if name in DIQNNS:
         return "fmnist" if "convolution" in DIQNNS[name] else "mnist"
-    is_linear = CIFAR_QRESNETS.get(name, {}).get("neuron") == "linear"
-    return tag_of("c10", relinear=not is_linear)
+    row = CIFAR_QRESNETS.get(name, {})
+    # a norm stands in for the strategy
+    return tag_of("c10", relinear=row.get("neuron") != "linear" and not row.get("rms_norm"))
 
 
 def tag_of(data: str, *, relinear: bool) -> str:

@@ -194,9 +194,8 @@ def of_spec(spec: ModelSpec) -> Network:
     """
     if spec.kind == "zoo":
         options = {**spec.options, **({"neuron": spec.quadratize} if spec.quadratize else {})}
-        found = _of_zoo(spec.full_name, options)
-        neuron = found.neuron + ", normalised" * (spec.norm is not None)
-        return replace(found, neuron=neuron)
+        norm = {"rms_norm": True} if spec.norm is not None else {}
+        return _of_zoo(spec.full_name, options | norm)
     if spec.kind == "mlp":
         neuron = spec.hidden_neuron
         linear = neuron == "linear"
@@ -221,6 +220,7 @@ def _of_zoo(name: str, options: Mapping[str, Any]) -> Network:
     shown += ", signed" * bool(row.get("signed")) + ", affine" * bool(row.get("affine"))
     if row.get("neuron_rank"):
         neuron += f", rank {row['neuron_rank']}"
+    neuron += ", normalised" * bool(row.get("rms_norm"))
     if neuron not in ("linear", "–") or head != "linear":
         return Network(neuron, shown)
     matched = re.search(r"_w\d+$", name) is not None

@@ -119,6 +119,11 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 def _map(module: nn.Module) -> _Map:
     """What a layer does to polynomials."""
     if isinstance(module, Quadratic):
+        if module.rms_dims:
+            raise TypeError(
+                f"{type(module).__name__} with rms_dims={module.rms_dims} divides by a root mean "
+                "square, and is no spline: leave out its norm"
+            )
         return _quadratic(module)
     if isinstance(module, nn.Linear):
         return _linear(module)

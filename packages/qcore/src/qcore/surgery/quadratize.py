@@ -39,6 +39,7 @@ def quadratize(
     include: Selection | None = None,
     exclude: Selection = (),
     rank: int | None = None,
+    rms_norm: bool = False,
     inplace: bool = False,
 ) -> nn.Module:
     r"""Make the linear layers and convolutions of any model quadratic; its outputs stay the same.
@@ -66,6 +67,8 @@ def quadratize(
             it. None means all.
         exclude: which layers not, in the same way.
         rank: for ``"bilinear"``, the rank of signed low-rank forms; None means dense ones.
+        rms_norm: whether the quadratic branches see each input vector, or each image's channels and
+            pixels, divided by its root mean square: see :class:`Quadratic`.
         inplace: change ``model`` itself instead of a deep copy. A model that is itself a layer is
             never changed: its replacement is returned.
 
@@ -108,7 +111,7 @@ def quadratize(
             f"model ({type(model).__name__}) has no linear layer or convolution to replace{kept}"
         )
     for site in targets:
-        model = site.replace(model, _quadratic(site.module, spec, rank))
+        model = site.replace(model, _quadratic(site.module, spec, rank, rms_norm=rms_norm))
     return model
 
 
@@ -260,7 +263,7 @@ def _unmatched(pattern: str | type[nn.Module], sites: list[Site]) -> str:
     )
 
 
-def _quadratic(module: Any, spec: Neuron, rank: int | None) -> Quadratic:
+def _quadratic(module: Any, spec: Neuron, rank: int | None, *, rms_norm: bool) -> Quadratic:
     """The neuron at its linear reference, which is ``module``."""
     has_bias = module.bias is not None
     if not has_bias:
@@ -282,7 +285,7 @@ def _quadratic(module: Any, spec: Neuron, rank: int | None) -> Quadratic:
         # a frozen layer stays frozen as a whole
         new.requires_grad_(any(parameter.requires_grad for parameter in module.parameters()))
         branches[letter] = new.train(module.training)
-    layer = _assemble(module, spec, branches)
+    layer = _assemble(module, spec, branches, _dims(module) if rms_norm else 0)
     with torch.no_grad():
         for parameter in layer.parameters_zero_at_reference():
             parameter.zero_()
@@ -293,14 +296,21 @@ def _quadratic(module: Any, spec: Neuron, rank: int | None) -> Quadratic:
     return layer
 
 
-def _assemble(module: nn.Module, spec: Neuron, branches: dict[str, nn.Module]) -> Quadratic:
+def _dims(module: Any) -> int:
+    """The trailing dimensions of one input: its features, or its channels and pixels."""
+    return 1 if isinstance(module, nn.Linear) else 1 + len(module.kernel_size)
+
+
+def _assemble(
+    module: nn.Module, spec: Neuron, branches: dict[str, nn.Module], rms_dims: int
+) -> Quadratic:
     for kind, quadratic in _TRANSPOSED.items():
         if isinstance(module, kind):
             # its constructor would make branches, which are here already
             layer = quadratic.__new__(quadratic)
-            Quadratic.__init__(layer, spec, branches)
+            Quadratic.__init__(layer, spec, branches, rms_dims=rms_dims)
             return layer
-    return Quadratic(spec, branches)
+    return Quadratic(spec, branches, rms_dims=rms_dims)
 
 
 def _like(module: Any) -> dict[str, Any]:

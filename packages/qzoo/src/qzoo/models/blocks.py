@@ -149,6 +149,8 @@ class ResidualBlock(_Foldable):
         neuron: a name of :data:`qcore.CATALOGUE`, or a :class:`qcore.Neuron`; ``"linear"`` makes
             ordinary ``nn.Conv2d``.
         rank: of ``"bilinear"``'s forms; None means dense ones.
+        rms_norm: whether the quadratic branches see each image divided by its root mean square;
+            convolutions of ``"linear"`` have none.
         bias: whether the convolutions have biases.
         shortcut: ``"A"`` pads with zero channels, ``"B"`` projects by a 1×1 convolution, always a
             linear one.
@@ -177,6 +179,7 @@ class ResidualBlock(_Foldable):
         *,
         neuron: str | qcore.Neuron = "quadratic",
         rank: int | None = None,
+        rms_norm: bool = False,
         bias: bool = True,
         shortcut: Shortcut = "A",
         residual: Residual = "plain",
@@ -191,7 +194,16 @@ class ResidualBlock(_Foldable):
             if neuron == "linear":
                 return nn.Conv2d(channels, out_channels, 3, stride, 1, bias=bias, **factory)
             return qcore.QuadraticConv2d(
-                channels, out_channels, 3, stride, 1, bias=bias, neuron=neuron, rank=rank, **factory
+                channels,
+                out_channels,
+                3,
+                stride,
+                1,
+                bias=bias,
+                neuron=neuron,
+                rank=rank,
+                rms_norm=rms_norm,
+                **factory,
             )
 
         self.conv1 = convolution(in_channels, stride)

@@ -48,6 +48,8 @@ class CifarQResNet(nn.Module):
             decrease.
         neuron: the neuron of all block convolutions: a name of :data:`qcore.CATALOGUE`, or a
             :class:`qcore.Neuron`; everything else stays equal. ``"linear"`` makes ``nn.Conv2d``.
+        rms_norm: whether the quadratic branches of these convolutions see each image divided by its
+            root mean square: see :class:`qcore.Quadratic`.
         bias: whether the block convolutions have biases.
         shortcut: ``"A"`` pads with zero channels, ``"B"`` projects by a linear 1×1 convolution.
         residual: ``"plain"``, or ``"rezero"`` for a gate on each residual branch.
@@ -77,7 +79,7 @@ class CifarQResNet(nn.Module):
 
     Raises ``ValueError`` for an unknown name of a neuron, head, shortcut, residual or pooling, for
     sizes below 1, for depths and widths of unequal length, for a probability outside [0, 1], and
-    for a rank, signs or affine terms that no part of the network has.
+    for a rank, signs, affine terms or a norm that no part of the network has.
 
     Source: arXiv 2110.06081 and its authors' code; arXiv 2307.13609, table 3; arXiv 1512.03385.
 
@@ -94,6 +96,7 @@ class CifarQResNet(nn.Module):
         widths: Sequence[int] = (16, 32, 64),
         *,
         neuron: str | qcore.Neuron = "quadratic",
+        rms_norm: bool = False,
         bias: bool = True,
         shortcut: Shortcut = "A",
         residual: Residual = "plain",
@@ -132,6 +135,11 @@ class CifarQResNet(nn.Module):
                 f"rank={neuron_rank} is for bilinear neurons and low-rank heads, but "
                 f"neuron='linear' and head={head!r}: choose neuron='bilinear' or head='low_rank'"
             )
+        if rms_norm and neuron == "linear":
+            raise ValueError(
+                "rms_norm=True is for what quadratic branches see, but neuron='linear' has none: "
+                "choose another neuron, or leave rms_norm out"
+            )
         if not 0.0 <= drop_path_rate <= 1.0:
             raise ValueError(
                 f"drop_path_rate={drop_path_rate} is not allowed: give a probability from 0 to 1"
@@ -160,6 +168,7 @@ class CifarQResNet(nn.Module):
                         stride=2 if i > 0 and j == 0 else 1,
                         neuron=neuron,
                         rank=neuron_rank,
+                        rms_norm=rms_norm,
                         bias=bias,
                         shortcut=shortcut,
                         residual=residual,
