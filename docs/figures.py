@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import qcore
-from qbench.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PYPLOT, new_figure, style
+from qbench.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PINK, PYPLOT, new_figure, style
 from qbench.report.evidence import Evidence
 from qbench.report.figures import accuracy_by_model
 from qbench.report.files import read_reports
 from qbench.report.numbers import Report
 from qbench.report.paper_figures import draw
+from qbench.trial import Result
 from qcore import analysis
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -239,6 +240,43 @@ def scaling() -> Figure:
     return figure
 
 
+def cifar() -> Figure:
+    """Accuracy along ten epochs of CIFAR-10, a line a seed, from the trials of ``relinear``."""
+    ways = {
+        "normalised": (GREEN, "quadratic, normalised branches"),
+        "resnet-wide": (ORANGE, "linear, as many parameters"),
+        "gradients-1e-5": (BLUE, "quadratic, ReLinear as published"),
+        "resnet": (MUTED, "linear, of the same widths"),
+        "free": (PINK, "quadratic, no strategy"),
+    }
+    (report,) = (r for r in every_report() if (r.table, r.reduced) == ("relinear", "budget"))
+    figure = new_figure("", width=7.2, height=3.6, mark=report.mark)
+    axes = figure.subplots()
+    for trial in trials("relinear"):
+        colour, words = ways[trial.axes["model"]]
+        curve = trial.history["test_accuracy"]
+        axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=1.3, label=words)
+    style(axes, "", xlabel="epochs", ylabel="test accuracy (%)")
+    axes.set_ylim(30, 97)  # the mark stands above the lines
+    named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    axes.legend(
+        [named[words] for _, words in ways.values()],
+        [words for _, words in ways.values()],
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        loc="lower right",
+    )
+    return figure
+
+
+@cache
+def trials(table: str) -> list[Result]:
+    """The trials of a table that is not complete."""
+    paths = sorted((RESULTS / "unfinished" / table).glob("*/result.json"))
+    return [Result.model_validate_json(path.read_bytes()) for path in paths]
+
+
 @cache
 def reports() -> list[Report]:
     """The reports of ``results/``, in the order of the tables."""
@@ -266,5 +304,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "matched": matched,
     "scaling": scaling,
     "strategies": strategies,
+    "cifar": cifar,
 }
 """Every figure by name."""
