@@ -149,7 +149,7 @@ def epochs(found: Sequence[Report]) -> str:
 
 
 def _network(cell: Cell) -> str:
-    return f"`{cell.model.full_name}`"
+    return f"`{cell.model.full_name}`" + ", normalised" * (cell.model.norm is not None)
 
 
 def _range(values: Sequence[float], unit: str) -> str:

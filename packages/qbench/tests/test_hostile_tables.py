@@ -182,12 +182,12 @@ def test_an_id_is_no_path(id_: str) -> None:
         (
             "name: qresnet20}",
             "name: qresnet20, quadratize: compact, norm: quadratic}",
-            "after: model 'network' is quadratized with a norm, and of such a network no weights a",
+            "after: model 'network' has a norm, and the zoo no such network, so that no weights ar",
         ),
         (
             "name: qresnet20}",
             "name: qresnet20, on: {digits32: {norm: quadratic, quadratize: compact}}}",
-            "after: model 'network' is quadratized with a norm, and of such a network no weights a",
+            "after: model 'network' has a norm, and the zoo no such network, so that no weights ar",
         ),
     ],
 )

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qbench.architecture import ModelSpec, diqnn_name
-from qbench.build import build_model
+from qbench.build import build_model, normed_name
+from qbench.cost import multiply_adds
 from qbench.errors import UserError
 from qbench.leaderboard.standings import of_spec
 from qbench.recipe import Strategy
@@ -130,8 +131,16 @@ def test_a_norm_of_quadratic_branches_is_for_quadratic_neurons() -> None:
     with pytest.raises(ValidationError, match="norm: input is not for kind zoo, whose networks"):
         ModelSpec(kind="zoo", name="qresnet20", norm="input")
     linear = ModelSpec(kind="zoo", name="cifar_resnet20", norm="quadratic")
-    with pytest.raises(UserError, match="there is no 'cifar_resnet20_rms': name a network"):
+    said = "what quadratic branches see, and cifar_resnet20 has none: leave it out, or quadratize"
+    with pytest.raises(UserError, match=said):
         build_model(linear, (3, 8, 8), 10, 1.0, seed=0)
+    with pytest.raises(UserError, match=said):
+        multiply_adds(linear, "digits32")  # as tables are read
+    for fields in ({"name": "qresnet20_rms"}, {"name": "qresnet20", "options": {"rms_norm": True}}):
+        with pytest.raises(
+            ValidationError, match="has norm: quadratic in a table, not a name with"
+        ):
+            ModelSpec.model_validate({"kind": "zoo"} | fields)
 
 
 def test_a_norm_in_a_network_is_of_all_channels_and_pixels_of_an_image() -> None:
@@ -186,6 +195,16 @@ def test_a_network_with_a_norm_is_one_of_the_zoo() -> None:
     (plain,) = load_table("strategies").cells({"model": ("free",)})
     assert plain.zoo_name == "qresnet20"
     assert cell.key != plain.key
+
+
+@pytest.mark.parametrize("name", ["qresnet20_rezero", "qresnet10", "qresnet20_rank4"])
+def test_a_network_may_have_a_norm_for_which_the_zoo_has_no_name(name: str) -> None:
+    spec = ModelSpec(kind="zoo", name=name, norm="quadratic")
+    model = build_model(spec, (3, 8, 8), 10, 1.0, 0)
+    assert {m.rms_dims for m in model.modules() if isinstance(m, Quadratic)} == {3}
+    (plain,) = load_table("strategies").cells({"model": ("free",)})
+    assert normed_name(spec) is None
+    assert normed_name(plain.model) == "qresnet20_rms"
 
 
 def test_a_quadratized_network_may_have_a_norm_which_the_zoo_has_not() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from qcore import CATALOGUE, Quadratic, QuadraticConv2d, QuadraticLinear
 from qcore.analysis import spline_pieces
 
 DOUBLE = torch.float64
-every_neuron = pytest.mark.parametrize("neuron", CATALOGUE)
+every_neuron = pytest.mark.parametrize(
+    "neuron", [name for name, neuron in CATALOGUE.items() if neuron.quadratic]
+)
 
 
 def divided(x, dims):
@@ -57,7 +60,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("backend", ["auto", "plain", "fast"])
+@pytest.mark.parametrize("backend", ["auto", "plain", "fast", "triton"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_formula_of_the_quadratic_neuron(kind, backend):
     layer, sizes, function, shape, dims = KINDS[kind]
@@ -86,7 +89,18 @@ def test_inputs_whose_root_mean_square_is_1_are_seen_as_they_are(neuron):
 def test_a_neuron_with_a_norm_grows_linearly(neuron):
     layer = drawn(QuadraticLinear(6, 4, neuron=neuron, rms_norm=True, dtype=DOUBLE))
     x = torch.randn(5, 6, dtype=DOUBLE)
-    torch.testing.assert_close(layer(30 * x) - layer(20 * x), layer(20 * x) - layer(10 * x))
+    growth = layer(20 * x) - layer(10 * x)
+    torch.testing.assert_close(layer(30 * x) - layer(20 * x), growth)
+    assert (growth.abs().max() > 1.0) == (layer.reference is not None)  # which sees the size
+
+
+def test_squares_of_small_inputs_are_divided_by_less():
+    layer = Quadratic("squared_input", {"b": nn.Identity()}, rms_dims=1)
+    x = torch.ones(1, 4)
+    assert layer(0.1 * x)[0, 0] > 0.999
+    assert 0.2 < layer(0.01 * x)[0, 0] < 0.3  # x² beside ε
+    linear = Quadratic("product", {"r": nn.Identity(), "g": nn.Identity()}, rms_dims=1)
+    assert linear(0.01 * x)[0, 0] > 0.99
 
 
 def test_samples_do_not_see_each_other():
@@ -155,8 +169,7 @@ def test_quadratize_gives_a_norm_and_changes_no_output(module):
     assert qcore.linearize(layer, inplace=True) is module
     plain = qcore.quadratize(module)
     plain.load_state_dict(drawn(layer).state_dict())
-    dims = tuple(range(1, x.dim()))
-    same = divided(x, dims).sign()
+    same = x.sign()  # whose root mean square is 1
     torch.testing.assert_close(layer(same), plain(same))
     assert not torch.allclose(layer(x), plain(x))
 
@@ -178,10 +191,27 @@ def test_a_copy_and_a_print_have_the_norm():
     assert "rms_dims" not in repr(QuadraticConv2d(2, 3, 3))
 
 
+def test_a_layer_pickled_before_there_were_norms_has_none():
+    layer, x = QuadraticConv2d(2, 3, 3), torch.randn(1, 2, 5, 5)
+    expected = layer(x)
+    del vars(layer)["rms_dims"]
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), expected)  # noqa: S301
+
+
 def test_errors():
     branches = {"r": nn.Linear(3, 2), "b": nn.Linear(3, 2)}
     with pytest.raises(ValueError, match="rms_dims=-1 is not allowed: give the number of trailing"):
         Quadratic("compact", branches, rms_dims=-1)
+    with pytest.raises(IndexError, match="Dimension out of range"):
+        Quadratic("compact", branches, rms_dims=3)(torch.randn(5, 3))
+    said = r"rms_norm=True is for what quadratic branches see, and neuron 'linear' \(w x \+ b\) has"
+    for make in (
+        lambda: QuadraticLinear(3, 2, neuron="linear", rms_norm=True),
+        lambda: QuadraticConv2d(3, 2, 3, neuron="linear", rms_norm=True),
+        lambda: qcore.quadratize(nn.Linear(3, 2), "linear", rms_norm=True),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make()
     model = nn.Sequential(QuadraticLinear(1, 3, rms_norm=True), nn.Linear(3, 1))
     said = "QuadraticLinear with rms_dims=1 divides by a root mean square, and is no spline"
     with pytest.raises(TypeError, match=said):

@@ -57,6 +57,13 @@ def test_the_card_of_a_diqnn_is_about_its_forms(full_record, model, what):
     assert "arXiv:2110.06081" not in text
 
 
+def test_the_card_of_a_network_with_a_norm_says_so(full_record):
+    said = "see their input divided by its root mean square, which is not from the paper."
+    assert said not in model_card(full_record)
+    row = full_record.model_copy(update={"model": "qresnet20_rms", "tag": "c10"})
+    assert said in model_card(row)
+
+
 def test_the_card_says_where_the_weights_come_from(full_record):
     text = ModelCard(model_card(full_record)).text
     for fact in (

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import qcore
+import qzoo
 from qzoo import CifarQResNet
+from qzoo.folder import read_folder
 from qzoo.models.blocks import OptionAShortcut, OptionBShortcut, ResidualBlock
 
 TINY = {"depths": (1, 2), "widths": (4, 8)}
@@ -201,9 +203,29 @@ def test_a_norm_is_in_every_quadratic_convolution_and_leaves_the_reference():
 
 
 def test_a_norm_is_not_for_a_linear_network():
-    said = "rms_norm=True is for what quadratic branches see, but neuron='linear' has none: choose"
-    with pytest.raises(ValueError, match=said):
-        timm.create_model("cifar_resnet20", rms_norm=True)
+    said = "what quadratic branches see, and neuron 'linear' has none: choose another, or rms_norm="
+    for name, options in (
+        ("cifar_resnet20", {"rms_norm": True}),
+        ("qresnet20_rms", {"neuron": "linear"}),
+    ):
+        with pytest.raises(ValueError, match=said):
+            timm.create_model(name, **options)
+
+
+def test_weights_of_a_network_with_a_norm_are_not_those_of_one_without(tmp_path):
+    said = "weights of qresnet20 are of a network with rms_norm=False, and this one has rms_norm="
+    with pytest.raises(qzoo.WeightsError, match=said):
+        timm.create_model("qresnet20.relinear_c10", pretrained=True, rms_norm=True)
+    named = timm.create_model("qresnet20", rms_norm=True)
+    with pytest.raises(qzoo.WeightsError, match=said):
+        qzoo.save_weights(named, tmp_path, tag="mine", reduced=True)
+    assert not list(tmp_path.iterdir())
+    model = timm.create_model("qresnet20_rms").eval()
+    for layer in quadratic_layers(model).values():
+        nn.init.normal_(layer["g"].weight, std=0.1)
+    qzoo.save_weights(model, tmp_path, tag="mine", reduced=True)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(read_folder(tmp_path).model().eval()(x), model(x))
 
 
 def test_shortcut_b_is_a_linear_projection():

@@ -147,6 +147,11 @@ class ModelSpec(Frozen):
                 f"options: {option} is not for a table, in which weights are drawn or come from "
                 "the model named by after: leave it out"
             )
+        if "rms_norm" in self.options or self.name.endswith("_rms"):
+            raise ValueError(
+                "a network of normalised quadratic branches has norm: quadratic in a table, not a "
+                "name with _rms or an option"
+            )
         for dataset, changes in self.on.items():
             for field in ("on", "after"):
                 if field in changes:
@@ -184,15 +189,12 @@ class ModelSpec(Frozen):
 
     @property
     def full_name(self) -> str:
-        """The zoo's name, with the depth filled in, and ``_rms`` where its neurons have a norm.
+        """The zoo's name, with the depth filled in.
 
         >>> ModelSpec(kind="zoo", name="qresnet{depth}_compact", depth=56).full_name
         'qresnet56_compact'
-        >>> ModelSpec(kind="zoo", name="qresnet20", norm="quadratic").full_name
-        'qresnet20_rms'
         """
-        normed = self.norm == "quadratic" and self.quadratize is None
-        return self.name.replace("{depth}", str(self.depth)) + "_rms" * normed
+        return self.name.replace("{depth}", str(self.depth))
 
 
 _DIQNN_CONVOLUTION = Convolution(channels=8, kernel=5, stride=3)

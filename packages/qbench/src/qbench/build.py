@@ -34,8 +34,8 @@ def build_model(
     linear layers it multiplies PyTorch's initial weights. ``trained`` is the state of the network
     that ``spec.after`` names.
 
-    Raises ``UserError`` for a dense form on more than 1024 features, and for a network of which the
-    zoo has none with a norm.
+    Raises ``UserError`` for a dense form on more than 1024 features, and for a norm of quadratic
+    branches in a network without.
 
     >>> build_model(ModelSpec(kind="low_rank", rank=2), (4,), 3, 1.0, seed=0)
     LowRankForm(in_features=4, out_features=3, rank=2, signed=False, affine=False)
@@ -174,6 +174,31 @@ def _layer(spec: ModelSpec, inputs: int, outputs: int) -> nn.Module:
     )
 
 
+def normed_name(spec: ModelSpec) -> str | None:
+    """The zoo's name of a network with a norm of what its quadratic branches see; None where it is
+    made by an option or by surgery.
+
+    >>> normed_name(ModelSpec(kind="zoo", name="qresnet{depth}", depth=56, norm="quadratic"))
+    'qresnet56_rms'
+    """
+    from qzoo.architectures import CIFAR_QRESNETS
+
+    name = f"{spec.full_name}_rms"
+    return name if spec.quadratize is None and name in CIFAR_QRESNETS else None
+
+
+def check_norm(spec: ModelSpec) -> None:
+    """Raise ``UserError`` where a network of the zoo has no quadratic branches to have a norm."""
+    from qzoo.architectures import CIFAR_QRESNETS
+
+    row = {**CIFAR_QRESNETS.get(spec.full_name, {"neuron": "linear"}), **spec.options}
+    if spec.norm and spec.quadratize is None and row.get("neuron") == "linear":
+        raise UserError(
+            f"norm: quadratic is of what quadratic branches see, and {spec.full_name} has none: "
+            "leave it out, or quadratize"
+        )
+
+
 def _zoo(
     spec: ModelSpec, shape: tuple[int, ...], classes: int, trained: Mapping[str, Tensor] | None
 ) -> nn.Module:
@@ -181,18 +206,13 @@ def _zoo(
     import timm
 
     import qzoo  # noqa: F401 - registers the zoo's models
-    from qzoo.architectures import CIFAR_QRESNETS
 
+    check_norm(spec)
     has_norm = spec.norm == "quadratic"
-    if has_norm and spec.quadratize is None and spec.full_name not in CIFAR_QRESNETS:
-        raise UserError(
-            f"norm: quadratic is of what quadratic branches see, and there is no "
-            f"{spec.full_name!r}: name a network of which the zoo has one with _rms, such as "
-            "qresnet20, or quadratize"
-        )
-    model: nn.Module = timm.create_model(
-        spec.full_name, num_classes=classes, in_chans=shape[0], **spec.options
-    )
+    name, options = spec.full_name, dict(spec.options)
+    if has_norm and spec.quadratize is None:
+        name, options = normed_name(spec) or name, {**options, "rms_norm": True}
+    model: nn.Module = timm.create_model(name, num_classes=classes, in_chans=shape[0], **options)
     if trained is not None:
         model.load_state_dict(dict(trained))
     if spec.quadratize is not None:

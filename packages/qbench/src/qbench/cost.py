@@ -102,7 +102,9 @@ def _counted(spec: ModelSpec, dataset: str) -> int:
     info = DATASETS[dataset]
     if spec.kind == "zoo":
         import qzoo.cost
+        from qbench.build import check_norm
 
+        check_norm(spec)
         arguments = dict(spec.options)
         if spec.quadratize is not None:
             arguments["neuron"] = spec.quadratize

@@ -455,8 +455,11 @@ class Cell:
         'diqnn_rank4'
         """
         if self.model.kind == "zoo":
-            quadratized = self.model.norm is not None and self.model.quadratize is not None
-            return None if quadratized else self.model.full_name
+            if self.model.norm is None:
+                return self.model.full_name
+            from qbench.build import normed_name  # torch, which a list of tables does without
+
+            return normed_name(self.model)
         return diqnn_name(self.model) if DATASETS[self.dataset].shape == (1, 28, 28) else None
 
     @cached_property
@@ -487,8 +490,8 @@ class Cell:
         before = Cell(self.table, {**self.axes, "model": self.model.after}, self.reduced)
         if before.zoo_name is None:
             raise UserError(
-                f"after: model {shown(self.model.after)} is quadratized with a norm, and of such a "
-                "network no weights are kept: name one without"
+                f"after: model {shown(self.model.after)} has a norm, and the zoo no such network, "
+                "so that no weights are kept: name one without"
             )
         return before
 

@@ -42,7 +42,7 @@ class _Convolution(Quadratic):
         dtype: torch.dtype | None = None,
     ) -> None:
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        spec = resolve(neuron, bias, rank)
+        spec = resolve(neuron, bias, rank, rms_norm=rms_norm)
 
         def convolution(has_bias: bool) -> nn.Module:
             return self._branch(
@@ -112,8 +112,8 @@ class QuadraticConv2d(_Convolution):
 
     Cost: the default neuron has three times the parameters and multiply-adds of ``nn.Conv2d``.
 
-    Raises ``ValueError`` for an unknown neuron, for ``rank`` with a neuron that has no form, and
-    for groups with a form.
+    Raises ``ValueError`` for an unknown neuron, for ``rank`` with a neuron that has no form, for
+    ``rms_norm`` with one that has no quadratic branch, and for groups with a form.
 
     Source: arXiv 2110.06081, section V (default neuron); the catalogue names the others'.
 
@@ -166,7 +166,7 @@ class _ConvolutionTranspose(Quadratic):
         dtype: torch.dtype | None = None,
     ) -> None:
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        spec = resolve(neuron, bias, rank=None)
+        spec = resolve(neuron, bias, rank=None, rms_norm=rms_norm)
 
         def convolution(has_bias: bool) -> nn.Module:
             return self._branch(
@@ -249,7 +249,8 @@ class QuadraticConvTranspose2d(_ConvolutionTranspose):
     Cost: the default neuron has three times the parameters and multiply-adds of
     ``nn.ConvTranspose2d``.
 
-    Raises ``ValueError`` for an unknown neuron and for one with a quadratic form.
+    Raises ``ValueError`` for an unknown neuron, for one with a quadratic form, and for ``rms_norm``
+    with one that has no quadratic branch.
 
     Source: arXiv 2110.06081, eq. 1 (default neuron); the catalogue names the others'.
 

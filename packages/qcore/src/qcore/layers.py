@@ -33,22 +33,24 @@ class Quadratic(nn.ModuleDict):
 
     .. math:: \hat x_k = x_k / \sqrt{\operatorname{mean}(x_k^2) + \varepsilon}
 
-    over that many trailing dimensions, each sample by its own, and :math:`x^2` by that of
-    :math:`x^2`: a neuron's quadratic part then does not grow faster than its input.
+    over that many trailing dimensions, and :math:`x^2` by that of :math:`x^2`. A neuron with a
+    linear reference then grows linearly with its input; one without does not see how large it is.
 
     Args:
         neuron: a name of the catalogue, or a :class:`qcore.neurons.Neuron`.
         branches: a module for each letter of the neuron; the letters of constants may be missing.
         rms_dims: the trailing dimensions of the input that a root mean square is taken over: 1 for
             linear layers, 3 for images ``(B, C, H, W)``; 0, the default, leaves inputs as they are.
-            :math:`\varepsilon` is the spacing of numbers at 1, of float32 for narrower ones.
+            :math:`\varepsilon` is the spacing of numbers at 1, of float32 for narrower ones: an
+            :math:`x^2` of inputs below about 0.02 comes out smaller.
 
     Shapes: those of the branches; all branches must return one shape, or shapes that broadcast.
 
-    Cost: that of the branches, and one multiply-add per output and further factor.
+    Cost: that of the branches, and one multiply-add per output and further factor. A layer with a
+    norm takes the formula as it is written, not the faster ways of :func:`qcore.backend`.
 
     Raises ``ValueError`` for an unknown neuron, for letters that are missing or unknown, and for
-    ``rms_dims`` below 0.
+    ``rms_dims`` below 0; ``IndexError`` for an input of fewer dimensions.
 
     >>> layer = Quadratic("compact", {"r": nn.Linear(3, 2), "b": nn.Linear(3, 2)})
     >>> x = torch.randn(5, 3)
@@ -57,6 +59,8 @@ class Quadratic(nn.ModuleDict):
     """
 
     __jit_unused_properties__ = ("reference", "terms", "lifts", "offsets")
+
+    rms_dims: int = 0  # of a layer that was pickled before there were norms, too
 
     def __init__(
         self, neuron: str | Neuron, branches: Mapping[str, nn.Module], *, rms_dims: int = 0
@@ -160,7 +164,7 @@ class Quadratic(nn.ModuleDict):
     def _seen(self, x: Tensor, i: int) -> Tensor:
         """What branch ``i`` sees of its input: quadratic ones may have a norm."""
         if self.rms_dims > 0 and i in self._quadratic:
-            return divide_by_rms(x, x.shape[-self.rms_dims :])
+            return divide_by_rms(x, [x.size(k) for k in range(-self.rms_dims, 0)])
         return x
 
     def _autocast(
@@ -259,7 +263,7 @@ class QuadraticLinear(Quadratic):
         neuron: a name of the catalogue, or a :class:`qcore.neurons.Neuron`.
         rank: for ``"bilinear"``, the rank of a signed low-rank form; None means a dense one.
         rms_norm: whether the quadratic branches see each input vector divided by its root mean
-            square, which keeps training stable at full learning rates: see :class:`Quadratic`.
+            square: see :class:`Quadratic`.
         device, dtype: as everywhere in torch.
 
     Every branch starts as PyTorch starts it; :class:`qcore.ReLinear` moves to the linear reference.
@@ -268,7 +272,8 @@ class QuadraticLinear(Quadratic):
 
     Cost: the default neuron has three times the parameters and multiply-adds of ``nn.Linear``.
 
-    Raises ``ValueError`` for an unknown neuron, and for ``rank`` with a neuron that has no form.
+    Raises ``ValueError`` for an unknown neuron, for ``rank`` with a neuron that has no form, and
+    for ``rms_norm`` with one that has no quadratic branch.
 
     Source: arXiv 2110.06081, eq. 1 (default neuron); the catalogue names the others'.
 
@@ -289,7 +294,7 @@ class QuadraticLinear(Quadratic):
         dtype: torch.dtype | None = None,
     ) -> None:
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        spec = resolve(neuron, bias, rank)
+        spec = resolve(neuron, bias, rank, rms_norm=rms_norm)
         super().__init__(
             spec,
             build_branches(
@@ -304,9 +309,16 @@ class QuadraticLinear(Quadratic):
         self.out_features = out_features
 
 
-def resolve(neuron: str | Neuron, bias: bool, rank: int | None) -> Neuron:
-    """The neuron of that name, without its biases where ``bias`` is false; checks ``rank``."""
+def resolve(
+    neuron: str | Neuron, bias: bool, rank: int | None, *, rms_norm: bool = False
+) -> Neuron:
+    """The neuron of that name, without its biases where ``bias`` is false; checks the others."""
     spec = get_neuron(neuron) if isinstance(neuron, str) else neuron
+    if rms_norm and not spec.quadratic:
+        raise ValueError(
+            "rms_norm=True is for what quadratic branches see, and neuron "
+            f"{spec.name!r} ({spec.formula}) has none: choose another, or rms_norm=False"
+        )
     if rank is not None and all(branch.lift != "form" for branch in spec.branches.values()):
         raise ValueError(
             f"rank={rank} is only for neurons with a quadratic form, such as 'bilinear'; "

@@ -57,6 +57,11 @@ def model_card(row: Provenance) -> str:
         what = f"One quadratic form{of_rank} per class of an image, {of}"
     else:
         trunk = f"neurons `{neuron.formula}`" if quadratic_trunk else "linear convolutions"
+        if arguments.get("rms_norm"):
+            trunk += (
+                " whose quadratic branches see their input divided by its root mean square, which "
+                "is not from the paper"
+            )
         what = f"Residual network for small images with {trunk}"
         what += {"linear": "", "dense": ", and a dense quadratic head"}.get(
             head, f", and a quadratic head of rank {arguments.get('rank')}"

@@ -18,7 +18,7 @@ def cost(
     """Parameters, and multiply-adds per image, of a registered model.
 
     Counted are convolutions, products of quadratic neurons, and the head; not batch norms,
-    activations, sums, or the squares of inputs, which all neurons of a layer share.
+    activations, sums, or the squares and norms of inputs, which all neurons of a layer share.
 
     Args:
         name: a registered name; ``qzoo list`` shows them.

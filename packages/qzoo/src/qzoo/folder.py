@@ -17,7 +17,7 @@ from qzoo.errors import WeightsError
 from qzoo.hub import HUB_FILE
 from qzoo.index import RECORD, RECORD_TYPE, problem, read_records, replace_files
 from qzoo.models import DIQNN, CifarQResNet
-from qzoo.pretrained import cfg_of, check_finite, check_fit, no_safetensors
+from qzoo.pretrained import cfg_of, check_finite, check_fit, check_norm, no_safetensors
 from qzoo.provenance import Dtype, Preprocessing, Provenance, fingerprint
 
 
@@ -57,6 +57,8 @@ def save_weights(
             f"model is a {type(model).__name__}: give a network of the zoo, out of what wraps it"
         )
     name: str = model.pretrained_cfg["architecture"]  # type: ignore[index, assignment]
+    if isinstance(model, CifarQResNet):
+        check_norm(name, model.rms_norm)
     if preprocessing is None:
         config = resolve_data_config({}, model=model)
         known = {key: config[key] for key in Preprocessing.model_fields}

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models import build_model_with_cfg, get_arch_pretrained_cfgs, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from qzoo.architectures import Arguments, default_tag
+from qzoo.architectures import Arguments, default_tag, get_architecture
 from qzoo.errors import WeightsError
 from qzoo.hub import HUB_FILE, check_download, download, hub_id, weights_file
 from qzoo.index import RECORD, RECORD_TYPE, get_provenance, package_index, read_records
@@ -29,6 +29,16 @@ def cfg_of(row: Provenance) -> dict[str, Any]:
         "license": row.licence,
         "hf_hub_id": hub_id(row),
     }
+
+
+def check_norm(name: str, rms_norm: bool) -> None:
+    """Raise ``WeightsError`` where a network has a norm that its registered name has not, or lacks
+    it: their weights have the same names and shapes."""
+    if rms_norm != get_architecture(name).get("rms_norm", False):
+        raise WeightsError(
+            f"weights of {name} are of a network with rms_norm={not rms_norm}, and this one has "
+            f"rms_norm={rms_norm}: the names of networks with a norm end in _rms"
+        )
 
 
 def cfgs_of(

@@ -228,7 +228,7 @@ def _of_zoo(name: str, options: Mapping[str, Any]) -> Network:
 
 
 def formula_of(network: Network) -> str | None:
-    """The formula of its neurons, where they are of the catalogue.
+    """The formula of its neurons, where they are of the catalogue; a norm is not in it.
 
     >>> formula_of(Network("compact", "linear"))
     'w_r x + b_r + w_b x² + c'

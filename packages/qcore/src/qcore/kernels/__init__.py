@@ -1,8 +1,8 @@
 """Which arithmetic a quadratic layer runs on: the plain formula, or a faster way to the same value.
 
 The choice stands here and nowhere else. ``"plain"`` is the formula branch by branch, and the only
-path while scripting, tracing, compiling, exporting, or under ``torch.func``. ``"fast"`` is
-:mod:`qcore.kernels.merged` for the neuron ``quadratic`` over plain convolutions, and
+path while scripting, tracing, compiling, exporting, under ``torch.func``, or with a norm.
+``"fast"`` is :mod:`qcore.kernels.merged` for the neuron ``quadratic`` over plain convolutions, and
 :mod:`qcore.kernels.triangle` for dense forms of 256 features and more. ``"triton"`` is
 :mod:`qcore.kernels.elementwise`, for neurons of one product and one more branch, on a GPU.
 

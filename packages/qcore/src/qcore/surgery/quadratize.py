@@ -79,7 +79,8 @@ def quadratize(
     Cost: the default neuron has three times the parameters and multiply-adds of each layer.
 
     Raises ``ValueError`` for a neuron without linear reference, for a pattern or type that matches
-    no layer, if no layer is left to replace, and for ``rank`` with a neuron that has no form.
+    no layer, if no layer is left to replace, for ``rank`` with a neuron that has no form, and for
+    ``rms_norm`` with one that has no quadratic branch.
 
     Source: the referenced linear initialisation of arXiv 2110.06081, section IV.
 
@@ -89,7 +90,7 @@ def quadratize(
     >>> torch.allclose(upgraded(x), model(x)), list(upgraded[0].keys())
     (True, ['r', 'g', 'b'])
     """
-    spec = resolve(neuron, bias=True, rank=rank)
+    spec = resolve(neuron, bias=True, rank=rank, rms_norm=rms_norm)
     if spec.reference is None:
         having = ", ".join(entry.name for entry in CATALOGUE.values() if entry.reference)
         raise ValueError(

@@ -26,7 +26,7 @@ from qzoo.architectures import CIFAR_QRESNETS
 from qzoo.models.blocks import Residual, ResidualBlock, Shortcut, Stem
 from qzoo.models.checks import check_choice, check_classifier, head_options
 from qzoo.models.heads import DenseHead, LowRankHead
-from qzoo.pretrained import build_model, cfgs_of
+from qzoo.pretrained import build_model, cfgs_of, check_norm
 
 __all__ = ["CifarQResNet"]
 
@@ -135,10 +135,10 @@ class CifarQResNet(nn.Module):
                 f"rank={neuron_rank} is for bilinear neurons and low-rank heads, but "
                 f"neuron='linear' and head={head!r}: choose neuron='bilinear' or head='low_rank'"
             )
-        if rms_norm and neuron == "linear":
+        if rms_norm and neuron == "linear":  # whose convolutions are torch's
             raise ValueError(
-                "rms_norm=True is for what quadratic branches see, but neuron='linear' has none: "
-                "choose another neuron, or leave rms_norm out"
+                "rms_norm=True is for what quadratic branches see, and neuron 'linear' has none: "
+                "choose another, or rms_norm=False"
             )
         if not 0.0 <= drop_path_rate <= 1.0:
             raise ValueError(
@@ -146,6 +146,7 @@ class CifarQResNet(nn.Module):
             )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.head = head
+        self.rms_norm = rms_norm
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
@@ -390,6 +391,8 @@ def _entry(name: str) -> Callable[..., CifarQResNet]:
 
     def create(pretrained: bool = False, **kwargs: Any) -> CifarQResNet:
         arguments = {**CIFAR_QRESNETS[name], **kwargs}
+        if pretrained:
+            check_norm(name, arguments.get("rms_norm", False))
         features = {
             "out_indices": tuple(range(len(arguments["widths"]) + 1)),
             "flatten_sequential": True,
