@@ -252,21 +252,16 @@ def cifar() -> Figure:
     (report,) = (r for r in every_report() if (r.table, r.reduced) == ("relinear", "budget"))
     figure = new_figure("", width=7.2, height=3.6, mark=report.mark)
     axes = figure.subplots()
-    for trial in trials("relinear"):
-        colour, words = ways[trial.axes["model"]]
-        curve = trial.history["test_accuracy"]
-        axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=1.3, label=words)
+    for model, (colour, words) in ways.items():
+        curves = [
+            t.history["test_accuracy"] for t in trials("relinear") if t.axes["model"] == model
+        ]
+        epochs = np.arange(1, len(curves[0]) + 1)
+        lines = axes.plot(epochs, np.transpose(curves), color=colour, linewidth=1.3)
+        lines[0].set_label(words)
     style(axes, "", xlabel="epochs", ylabel="test accuracy (%)")
     axes.set_ylim(30, 97)  # the mark stands above the lines
-    named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(
-        [named[words] for _, words in ways.values()],
-        [words for _, words in ways.values()],
-        frameon=False,
-        fontsize=8,
-        labelcolor=INK,
-        loc="lower right",
-    )
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
     return figure
 
 

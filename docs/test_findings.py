@@ -4,7 +4,6 @@ A sentence stands here with places in the order of its numbers; where results ch
 how the page must read.
 """
 
-import json
 import os
 import re
 from itertools import islice
@@ -75,7 +74,7 @@ def p_value(table: str, text: str, **choices: str) -> float:
 
 def difference(table: str, text: str) -> tuple[float, float, float]:
     """That of the claim that begins so, and its interval: the end nearer to 0 first."""
-    claim = next(claim for claim in REPORTS[table].claims if claim.text.startswith(text))
+    (claim,) = (claim for claim in REPORTS[table].claims if claim.text.startswith(text))
     found = re.search(r"difference (\S+) \(95 %: (\S+) … (\S+)\)", claim.why)
     assert found, claim.why
     mean, low, high = (float(part.replace("−", "-")) for part in found.groups())
@@ -143,10 +142,9 @@ MARGINS = [
     for dataset in ("mnist", "fmnist")
 ]
 LATER = [
-    gap({name: values[trial["step"].index(150) :] for name, values in trial["history"].items()})
-    for path in (figures.RESULTS / "unfinished" / "theorem2").glob("*/result.json")
-    for trial in [json.loads(path.read_text(encoding="utf-8"))]
-    if (trial["axes"]["training"], trial["axes"]["model"]) == ("sgd", "rank1")
+    gap({name: values[trial.step.index(150) :] for name, values in trial.history.items()})
+    for trial in figures.trials("theorem2")
+    if (trial.axes["training"], trial.axes["model"]) == ("sgd", "rank1")
 ]
 """The gap of rank one in `theorem2` from step 150 on, of each seed."""
 
@@ -156,12 +154,11 @@ def trained(*names: str) -> list[float]:
     networks on digits that overflowed at the end, of these models of `neurons` and `gamma`."""
     found = []
     for table in ("neurons", "gamma"):
-        for path in (figures.RESULTS / "unfinished" / table).glob("*/result.json"):
-            trial = json.loads(path.read_text(encoding="utf-8"))
-            axes = trial["axes"]
-            if trial["diverged_at"] and axes["model"] in names and axes["clipping"] == "none":
+        for trial in figures.trials(table):
+            axes = trial.axes
+            if trial.diverged_at and axes["model"] in names and axes["clipping"] == "none":
                 assert axes["dataset"] == "digits32"
-                found.append(trial["history"]["train_accuracy"][-1])
+                found.append(trial.history["train_accuracy"][-1])
     return sorted(found)
 
 
@@ -172,6 +169,7 @@ CLIPPED = {
         (figures.RESULTS / "combined" / "report-budget.json").read_bytes()
     ).cells
 }
+IN_TEN_EPOCHS = "in test accuracy on cifar10, depth 20"
 ON_CIFAR = {
     model: mean("relinear", model, "cifar10, depth 20")
     for model in ("resnet", "resnet-wide", "gradients-1e-5", "normalised", "free")
@@ -512,7 +510,10 @@ SENTENCES: list[tuple[str, list[float]]] = [
     (
         "{:.1f} points behind a linear network with as many parameters (95 % interval {:.1f} to "
         "{:.1f})",
-        [abs(value) for value in difference("relinear", "resnet-wide < gradients-1e-5")],
+        [
+            abs(value)
+            for value in difference("relinear", f"resnet-wide < gradients-1e-5 {IN_TEN_EPOCHS}")
+        ],
     ),
     (
         "Free, at full rates, the normalised network has {:.1f} %, and the linear one with as many "
@@ -520,14 +521,14 @@ SENTENCES: list[tuple[str, list[float]]] = [
         [
             ON_CIFAR["normalised"],
             ON_CIFAR["resnet-wide"],
-            *difference("relinear", "resnet-wide < normalised"),
+            *difference("relinear", f"resnet-wide < normalised {IN_TEN_EPOCHS}"),
         ],
     ),
     (
         "That is {:.1f} points more than the strategy (95 % interval {:.1f} to {:.1f}), and "
         "without either the network has {:.1f} (one seed)",
         [
-            *difference("relinear", "gradients-1e-5 < normalised"),
+            *difference("relinear", f"gradients-1e-5 < normalised {IN_TEN_EPOCHS}"),
             ON_CIFAR["free"],
         ],
     ),
@@ -646,28 +647,20 @@ def test_the_network_of_cifar10_does_next_to_nothing_with_its_quadratic_weights(
 
 
 def test_the_normalised_network_of_cifar10_needs_them() -> None:
-    if not os.environ.get("QBENCH_DATA"):
+    if not (root := os.environ.get("QBENCH_DATA")):
         pytest.skip("QBENCH_DATA names no folder with real images")
+    with_them, without, _ = with_and_without("qresnet20_rms.c10", "torch/cifar10", root)
     choices = {"model": ("normalised",), "depth": ("20",)}
     (cell,) = load_table("relinear").cells(choices, reduced="budget")
-    data = load_problem("cifar10", cell.recipe, [0])
-
-    def measure(model: nn.Module) -> float:
-        right = 0
-        with torch.no_grad():
-            for x, labels in data.test.chunks(500):
-                right += int((model.eval()(x[0]).argmax(-1) == labels[0]).sum())
-        return 100 * right / len(data.test)
-
-    network = timm.create_model("qresnet20_rms.c10", pretrained=True)
-    linear = qcore.linearize(network)
-    with_them, without = measure(network), measure(linear)
-    update_bn((x[0] for x, _ in islice(data.train.chunks(500), 10)), linear)
+    train = load_problem("cifar10", cell.recipe, [0]).train
+    linear = qcore.linearize(timm.create_model("qresnet20_rms.c10", pretrained=True))
+    update_bn((x[0] for x, _ in islice(train.chunks(500), 10)), linear)
+    anew = qzoo.evaluate(linear, "torch/cifar10", root=root).top1
     said = (
         "without them `qresnet20_rms.c10` has {:.1f} %, after batch norm has taken its averages "
         "anew {:.0f}, and with them {:.1f}"
     )
-    assert said.format(without, measure(linear), with_them) in TEXT
+    assert said.format(without, anew, with_them) in TEXT
 
 
 def test_the_network_of_digits_needs_them() -> None:

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qbench.architecture import ModelSpec, diqnn_name
-from qbench.build import build_model, normed_name
+from qbench.architecture import ModelSpec, diqnn_name, normed_name
+from qbench.build import build_model
 from qbench.cost import multiply_adds
 from qbench.errors import UserError
 from qbench.leaderboard.standings import of_spec

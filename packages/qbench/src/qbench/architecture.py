@@ -213,3 +213,17 @@ def diqnn_name(spec: ModelSpec) -> str | None:
         return None
     behind = "_conv" if spec.convolution is not None else ""
     return f"diqnn{behind}" if spec.rank is None else f"diqnn{behind}_rank{spec.rank}"
+
+
+def normed_name(spec: ModelSpec) -> str | None:
+    """The zoo's name of a network with a norm of what its quadratic branches see; None where it is
+    made by an option or by surgery.
+
+    >>> normed_name(ModelSpec(kind="zoo", name="qresnet{depth}", depth=56, norm="quadratic"))
+    'qresnet56_rms'
+    """
+    # with torch and timm, which a list of tables does without
+    from qzoo.architectures import CIFAR_QRESNETS
+
+    name = f"{spec.full_name}_rms"
+    return name if spec.quadratize is None and name in CIFAR_QRESNETS else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qcore
-from qbench.architecture import ModelSpec
+from qbench.architecture import ModelSpec, normed_name
 from qbench.errors import UserError
 from qbench.recipe import Strategy
 from qcore import LowRankForm, Quadratic, QuadraticForm, QuadraticLinear, ReLinear
@@ -172,19 +172,6 @@ def _layer(spec: ModelSpec, inputs: int, outputs: int) -> nn.Module:
         rank=spec.neuron_rank,
         rms_norm=spec.norm == "quadratic",
     )
-
-
-def normed_name(spec: ModelSpec) -> str | None:
-    """The zoo's name of a network with a norm of what its quadratic branches see; None where it is
-    made by an option or by surgery.
-
-    >>> normed_name(ModelSpec(kind="zoo", name="qresnet{depth}", depth=56, norm="quadratic"))
-    'qresnet56_rms'
-    """
-    from qzoo.architectures import CIFAR_QRESNETS
-
-    name = f"{spec.full_name}_rms"
-    return name if spec.quadratize is None and name in CIFAR_QRESNETS else None
 
 
 def check_norm(spec: ModelSpec) -> None:

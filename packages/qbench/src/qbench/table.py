@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from qbench.architecture import FIELDS, ModelSpec, diqnn_name
+from qbench.architecture import FIELDS, ModelSpec, diqnn_name, normed_name
 from qbench.catalogue import DATASETS
 from qbench.claim import Claim, InteriorClaim, OrderClaim, ValueClaim, models_of
 from qbench.errors import UserError, first_problem, one_line, shown, unknown
@@ -455,11 +455,7 @@ class Cell:
         'diqnn_rank4'
         """
         if self.model.kind == "zoo":
-            if self.model.norm is None:
-                return self.model.full_name
-            from qbench.build import normed_name  # torch, which a list of tables does without
-
-            return normed_name(self.model)
+            return self.model.full_name if self.model.norm is None else normed_name(self.model)
         return diqnn_name(self.model) if DATASETS[self.dataset].shape == (1, 28, 28) else None
 
     @cached_property

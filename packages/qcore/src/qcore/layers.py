@@ -93,8 +93,8 @@ class Quadratic(nn.ModuleDict):
         self._quadratic = [letters.index(k) for k in spec.quadratic]
         self._zero_at_reference = [letters.index(k) for k in spec.zero_at_reference]
         self.rms_dims = rms_dims
-        # of each branch, for TorchScript knows no type of a list that may be empty
-        self._normed = [rms_dims > 0 and k in spec.quadratic for k in letters]
+        # once more for each branch: TorchScript knows no type of a list that may be empty
+        self._is_quadratic = [k in spec.quadratic for k in letters]
         self.formula = spec.formula
 
     @property
@@ -165,7 +165,7 @@ class Quadratic(nn.ModuleDict):
 
     def _seen(self, x: Tensor, i: int) -> Tensor:
         """What branch ``i`` sees of its input: quadratic ones may have a norm."""
-        if self.rms_dims > 0 and self._normed[i]:
+        if self.rms_dims > 0 and self._is_quadratic[i]:
             return divide_by_rms(x, [x.size(k) for k in range(-self.rms_dims, 0)])
         return x
 
