@@ -57,13 +57,14 @@ sphinx_gallery_conf = {
 
 def prepare(*_: object) -> None:
     """Make the figures and tables that pages show, from data, before pages are read."""
-    from figures import FIGURES
-    from measured import accuracies, catalogue, reports
+    from figures import FIGURES, every_report
+    from measured import accuracies, catalogue
 
     save_figures({name: make() for name, make in FIGURES.items()}, HERE / "static" / "figures")
     generated = HERE / "generated"
     generated.mkdir(exist_ok=True)
-    of_neurons = [report for report in reports() if report.table == "neurons"]
+    of_neurons = [report for report in every_report() if report.table == "neurons"]
+    of_neurons.sort(key=lambda report: report.reduced is not None)
     nothing = "*It has not been run in full yet:* `qbench run neurons`.\n"
     (generated / "catalogue.md").write_text(catalogue(), encoding="utf-8")
     text = "\n".join(accuracies(report) for report in of_neurons) or nothing

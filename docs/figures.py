@@ -265,6 +265,45 @@ def cifar() -> Figure:
     return figure
 
 
+def collapse() -> Figure:
+    """How many trials of each network of ``collapse`` learned, by depth."""
+    ways = {
+        "linear": "linear",
+        "linear-clipped": "linear, clipped",
+        "linear-normalised": "linear, normalised",
+        "linear-normalised-clipped": "linear, normalised and clipped",
+        "conventional": "quadratic",
+        "relinear-gamma": "quadratic, ReLinear",
+        "clipped": "quadratic, clipped",
+        "relinear-gamma-clipped": "quadratic, ReLinear and clipped by γ",
+        "conventional-normalised": "quadratic, normalised branches",
+        "clipped-normalised": "quadratic, normalised branches and clipped",
+    }
+    report = _report("collapse")
+    depths = sorted({float(cell.axes["depth"]) for cell in report.cells})
+    shades = np.linspace(0.35, 1.0, len(depths))
+    figure = new_figure("", width=7.2, height=3.4, mark=report.mark)
+    axes = figure.subplots()
+    for row, model in enumerate(ways):
+        cells = [cell for cell in report.cells if cell.axes["model"] == model]
+        start = 0
+        for depth, shade in zip(depths, shades, strict=True):
+            at_depth = [cell for cell in cells if cell.axes["depth"] == depth]
+            learned = round(sum((cell.mean or 0.0) / 100 * cell.trials for cell in at_depth))
+            colour = ORANGE if model.startswith("linear") else BLUE
+            axes.barh(row, learned, left=start, color=colour, alpha=shade, edgecolor="white")
+            if learned >= 10:
+                place = start + learned / 2
+                axes.text(place, row, f"{depth:g}", ha="center", va="center", fontsize=8, color=INK)
+            start += learned
+        axes.text(start + 3, row, str(start), va="center", fontsize=8, color=INK)
+    style(axes, "", xlabel="trials of 240 that learned; in the bars, their depth")
+    axes.set_yticks(range(len(ways)), ways.values())
+    axes.invert_yaxis()
+    axes.set_xlim(0, 240)
+    return figure
+
+
 @cache
 def trials(table: str) -> list[Result]:
     """The trials of a table that is not complete."""
@@ -300,5 +339,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "scaling": scaling,
     "strategies": strategies,
     "cifar": cifar,
+    "collapse": collapse,
 }
 """Every figure by name."""

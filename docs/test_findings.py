@@ -92,10 +92,20 @@ def lost_of(model: str) -> tuple[int, int]:
     return found.diverged, found.trials
 
 
-def learned(model: str) -> int:
-    """Trials of `collapse` that learned."""
-    cells = [cell for cell in REPORTS["collapse"].cells if cell.axes["model"] == model]
+def learned(model: str, *depths: float) -> int:
+    """Trials of `collapse` that learned, at these depths or at all."""
+    cells = [
+        cell
+        for cell in REPORTS["collapse"].cells
+        if cell.axes["model"] == model and (cell.axes["depth"] in depths or not depths)
+    ]
     return round(sum((cell.mean or 0.0) / 100 * cell.trials for cell in cells))
+
+
+def collapsed(model: str) -> int:
+    """Trials of `collapse` that diverged."""
+    cells = REPORTS["collapse"].cells
+    return sum(cell.diverged for cell in cells if cell.axes["model"] == model)
 
 
 def trials(model: str) -> int:
@@ -163,17 +173,25 @@ def trained(*names: str) -> list[float]:
 
 
 QUADRATIC = trained("quadratic", "0.9", "0.99", "0.999", "1")
-CLIPPED = {
-    str(cell.axes["model"]): cell.mean or 0.0
-    for cell in Report.model_validate_json(
-        (figures.RESULTS / "combined" / "report-budget.json").read_bytes()
-    ).cells
-}
+
+
+def on_a_budget(table: str) -> dict[str, float]:
+    """Test accuracy on CIFAR-10 of each model of a reduced run."""
+    path = figures.RESULTS / table / "report-budget.json"
+    report = Report.model_validate_json(path.read_bytes())
+    return {str(cell.axes["model"]): cell.mean or 0.0 for cell in report.cells if cell.n}
+
+
+CLIPPED, OF_NEURONS, UPGRADED = map(on_a_budget, ("combined", "neurons", "upgrade"))
 IN_TEN_EPOCHS = "in test accuracy on cifar10, depth 20"
 ON_CIFAR = {
     model: mean("relinear", model, "cifar10, depth 20")
     for model in ("resnet", "resnet-wide", "gradients-1e-5", "normalised", "free")
 }
+
+AT_A_LARGE_RATE = [
+    cell("matched", f"quadratic{norm}-as-rank10", "mnist, lr 0.1") for norm in ("-normalised", "")
+]
 
 SENTENCES: list[tuple[str, list[float]]] = [
     (
@@ -320,9 +338,14 @@ SENTENCES: list[tuple[str, list[float]]] = [
         "Of {} trials over four depths and six learning rates, without normalisation, {} linear "
         "networks learned, {} quadratic ones from a conventional start, {} with ReLinear's rate "
         "(γ = 0.01), {} from the linear reference alone, and {} from a conventional start with "
-        "clipped gradients. ReLinear with gradients clipped by what γ leaves of them has {}, and "
-        "is the only quadratic one that learned at depth 8: more than the linear networks, but "
-        "not more than these when they are clipped as well ({}).",
+        "clipped gradients. ReLinear with gradients clipped by what γ leaves of them has {}: more "
+        "than the linear networks, but not more than these when they are clipped as well ({}). A "
+        "norm of what the quadratic branches see does more: {} learned from a conventional start, "
+        "and {} with clipped gradients, {} of them at depth 16, where without a norm none did, "
+        "linear or not. A norm of all that each layer sees helps more, {} and {} clipped, and "
+        "linear networks the most: {}, and {} clipped (p < 0.001 against the {}). Of the trials "
+        "that did not learn, some diverged: {} with ReLinear, {} clipped, {} with the norm, {} "
+        "with ReLinear and clipping, {} with the norm and clipping, {} linear ones, and none with",
         [
             trials("linear"),
             *map(
@@ -335,8 +358,40 @@ SENTENCES: list[tuple[str, list[float]]] = [
                     "clipped",
                     "relinear-gamma-clipped",
                     "linear-clipped",
+                    "conventional-normalised",
+                    "clipped-normalised",
                 ),
             ),
+            learned("clipped-normalised", 16.0),
+            *map(
+                learned,
+                (
+                    "conventional-normalised-layers",
+                    "clipped-normalised-layers",
+                    "linear-normalised",
+                    "linear-normalised-clipped",
+                    "clipped-normalised-layers",
+                ),
+            ),
+            *map(
+                collapsed,
+                (
+                    "relinear-gamma",
+                    "clipped",
+                    "conventional-normalised",
+                    "relinear-gamma-clipped",
+                    "clipped-normalised",
+                    "linear",
+                ),
+            ),
+        ],
+    ),
+    (
+        "at 0.1 the normalised neuron diverges under {} of {} seeds, and the plain one has {:.1f}.",
+        [
+            AT_A_LARGE_RATE[0].diverged,
+            AT_A_LARGE_RATE[0].trials,
+            AT_A_LARGE_RATE[1].mean or 0.0,
         ],
     ),
     (
@@ -398,11 +453,24 @@ SENTENCES: list[tuple[str, list[float]]] = [
         ],
     ),
     (
-        "there are {:.1f} and {:.1f}. That γ = 0.1 is better than the linear network inside is not "
-        "decided by five seeds (p = {:.2f}).",
+        "there are {:.1f} and {:.1f}; not clipped, {:.1f} and {:.1f}. (Clipped in these two ways "
+        "the linear network inside has {:.1f} and {:.1f}.",
         [
-            mean("gamma", "0.1", ON_DIGITS, clipping="0.5 of steps"),
-            mean("gamma", "0.01", ON_DIGITS, clipping="0.5 of steps"),
+            *(
+                mean("gamma", model, ON_DIGITS, clipping=clipping)
+                for clipping in ("0.5 of steps", "none")
+                for model in ("0.1", "0.01")
+            ),
+            *(
+                mean("gamma", "0", ON_DIGITS, clipping=clipping)
+                for clipping in ("0.5", "0.5 of steps")
+            ),
+        ],
+    ),
+    (
+        "That γ = 0.1 is better than the linear network inside is not decided by five seeds "
+        "(p = {:.2f}).",
+        [
             cell("gamma", "0.1", ON_DIGITS, clipping="none").p_value or 0.0,
         ],
     ),
@@ -533,9 +601,40 @@ SENTENCES: list[tuple[str, list[float]]] = [
         ],
     ),
     (
-        "which clips gradients at 0.5, a linear ResNet-20 has {:.1f} % and one with a classifier "
-        "of rank 4 has {:.1f}",
+        "in the recipe of `neurons`, clipped at 0.5, quadratic neurons have {:.1f} %, linear ones "
+        "{:.1f} and, with as many parameters, {:.1f} (one seed each)",
+        [OF_NEURONS[model] for model in ("quadratic", "linear", "linear-wide")],
+    ),
+    (
+        "clipped as well, a linear ResNet-20 has {:.1f} % and one with a classifier of rank 4 has "
+        "{:.1f}",
         [CLIPPED["linear"], CLIPPED["head"]],
+    ),
+    (
+        "On digits (five seeds, bfloat16) it has {:.1f} % after the first training, {:.1f} "
+        "fine-tuned as it is, {:.1f} quadratic, {:.1f} with normalised branches as well (p = "
+        "{:.3f} and {:.3f}), {:.1f} with γ = 0.1 (p = {:.3f}), and {:.1f} compact with γ = 0.1.",
+        [
+            *(
+                mean("upgrade", model, "digits32")
+                for model in ("trained", "fine-tuned", "quadratic", "quadratic-normalised")
+            ),
+            *(
+                p_value("upgrade", f"fine-tuned < {model} in test accuracy on digits32")
+                for model in ("quadratic", "quadratic-normalised")
+            ),
+            mean("upgrade", "quadratic-relinear", "digits32"),
+            p_value("upgrade", "fine-tuned < quadratic-relinear in test accuracy on digits32"),
+            mean("upgrade", "compact-relinear", "digits32"),
+        ],
+    ),
+    (
+        "On CIFAR-10 (one seed, a reduced run of ten epochs and ten more) it has {:.1f}, {:.1f} "
+        "fine-tuned as it is, {:.1f} quadratic, and {:.1f} with normalised branches as well.",
+        [
+            UPGRADED[model]
+            for model in ("trained", "fine-tuned", "quadratic", "quadratic-normalised")
+        ],
     ),
     (
         "On MNIST the mean test accuracy along five epochs is {:.1f} % without it, {:.1f} and "
@@ -596,6 +695,7 @@ AS_STATED = [
     "With λ = 3, 82 % are reached in 0.39 of the steps, and 90 % in 2.36 times",  # of the figure
     "Twelve epochs of SGD at 0.02",
     "(γ = 0.01)",
+    "from 0.3 on none of these networks learned without clipping",
     "With gradients clipped at 0.5,",
     # of weights: measured by tests below
     "the first seed of it has 84.67 % instead of 84.74, and gives the same answer for 99.4 % of",
@@ -611,6 +711,26 @@ AS_STATED = [
 @pytest.mark.parametrize(("sentence", "values"), SENTENCES, ids=[s[:40] for s, _ in SENTENCES])
 def test_a_sentence_says_what_was_measured(sentence: str, values: list[float]) -> None:
     assert sentence.format(*values) in TEXT
+
+
+def test_a_norm_of_quadratic_branches_alone_is_no_cure_at_large_rates() -> None:
+    found = [
+        cell
+        for cell in REPORTS["collapse"].cells
+        if cell.axes["model"] in ("reference-normalised", "conventional-normalised")
+    ]
+    for model in ("linear-normalised", "conventional-normalised-layers"):
+        assert collapsed(model) == 0
+    (claim,) = (
+        claim
+        for claim in REPORTS["collapse"].claims
+        if claim.text.startswith("linear-normalised-clipped < clipped-normalised-layers")
+    )
+    assert claim.verdict == "does not hold"
+    assert "p < 0.001" in claim.why
+    rates = {float(cell.axes["lr"]) for cell in found if cell.mean}
+    assert max(rates) == 0.1
+    assert max(float(cell.axes["lr"]) for cell in found) == 1.0
 
 
 @pytest.mark.parametrize("init_scale", [1.0, 0.3, 0.1])

@@ -126,8 +126,8 @@ def test_help_shows_a_real_example(command: str) -> None:
         (["run", "uci", "--out", "/dev/null/runs"], "cannot write to '/dev/null/runs'"),
         (
             ["run", "uci", "--budget"],
-            "table uci has no recipe for --budget: combined, neurons, relinear have one. Leave it "
-            "out, or give --quick",
+            "table uci has no recipe for --budget: combined, neurons, relinear, upgrade have one. "
+            "Leave it out, or give --quick",
         ),
         (
             ["run", "neurons", "--budget", "--only", "dataset=digits32"],

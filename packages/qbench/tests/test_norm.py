@@ -51,6 +51,20 @@ def test_a_norm_of_the_input_stands_right_before_the_first_layer(fields: dict[st
     torch.testing.assert_close(model(x), nn.Sequential(*parts[flat:])(normalised(features)))
 
 
+@pytest.mark.parametrize("neuron", ["linear", "quadratic"])
+def test_a_norm_of_layers_stands_before_each_of_them(neuron: str) -> None:
+    fields = {"kind": "mlp", "hidden": (5, 4), "neuron": neuron}
+    started = Strategy(start="conventional")
+    plain, model = (
+        build_model(ModelSpec.model_validate(fields | norm), SHAPE, 10, 1.0, 3, started).double()
+        for norm in ({}, {"norm": "layers"})
+    )
+    x = drawn(6, *SHAPE)
+    _, first, relu, second, _, output = plain.children()
+    hidden = relu(second(normalised(relu(first(normalised(x.flatten(1)))))))
+    torch.testing.assert_close(model(x), output(normalised(hidden)))
+
+
 def test_a_norm_of_tables_is_of_their_columns() -> None:
     spec = ModelSpec(kind="low_rank", rank=2, norm="input")
     model = build_model(spec, (13,), 3, 1.0, seed=0)
@@ -128,8 +142,11 @@ def test_a_norm_of_quadratic_branches_is_for_quadratic_neurons() -> None:
     said = "norm: quadratic is of the branches of a quadratic neuron: give kind mlp a neuron"
     with pytest.raises(ValidationError, match=said):
         ModelSpec(kind="mlp", hidden=(5,), norm="quadratic")
-    with pytest.raises(ValidationError, match="norm: input is not for kind zoo, whose networks"):
-        ModelSpec(kind="zoo", name="qresnet20", norm="input")
+    for norm in ("input", "layers"):
+        with pytest.raises(ValidationError, match=f"norm: {norm} is not for kind zoo, whose netw"):
+            ModelSpec.model_validate({"kind": "zoo", "name": "qresnet20", "norm": norm})
+    with pytest.raises(ValidationError, match="norm: layers is of the layers of kind mlp"):
+        ModelSpec(kind="low_rank", rank=2, norm="layers")
     linear = ModelSpec(kind="zoo", name="cifar_resnet20", norm="quadratic")
     said = "what quadratic branches see, and cifar_resnet20 has none: leave it out, or quadratize"
     with pytest.raises(UserError, match=said):

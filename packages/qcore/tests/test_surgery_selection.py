@@ -189,3 +189,12 @@ class TestLeftAlone:
             "1.out_proj  left alone: 1 (MultiheadAttention) reads its weight or bias in forward"
         )
         assert str(surgery_report(nn.ReLU())) == ""
+
+    def test_it_says_which_layers_have_a_norm(self):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        model = quadratize(quadratize(model, include="0"), include="1", rms_norm=True)
+        report = surgery_report(model)
+        assert report.normalised == {"1"}
+        assert str(report) == (
+            "0  quadratic: neuron 'quadratic'\n1  quadratic: neuron 'quadratic', normalised"
+        )

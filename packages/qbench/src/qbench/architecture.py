@@ -72,8 +72,9 @@ class ModelSpec(Frozen):
 
     A ``norm`` divides by a root mean square, each sample's own, and has no parameters: ``input``,
     not of kind ``zoo``, the features, behind the convolution, before the first layer or form;
-    ``quadratic``, of kinds ``mlp`` and ``zoo``, what the quadratic branches of each neuron see, all
-    channels and pixels of an image together, x² by its own.
+    ``layers``, of kind ``mlp``, what each of its layers sees, the output's as well; ``quadratic``,
+    of kinds ``mlp`` and ``zoo``, what the quadratic branches of each neuron see, all channels and
+    pixels of an image together, x² by its own.
 
     ``after`` names the model of the same table, trained with the same seed, from whose weights this
     one starts. ``start`` gives parameters at the start by name; without it they are drawn from the
@@ -90,7 +91,7 @@ class ModelSpec(Frozen):
     signed: bool = False
     affine: bool = False
     convolution: Convolution | None = None
-    norm: Literal["input", "quadratic"] | None = None
+    norm: Literal["input", "layers", "quadratic"] | None = None
     hidden: tuple[Count, ...] = ()
     neuron: str = "linear"
     neuron_rank: Count | None = None
@@ -130,10 +131,15 @@ class ModelSpec(Frozen):
                 "norm: quadratic is of the branches of a quadratic neuron: give kind mlp a neuron, "
                 "or choose input"
             )
-        if self.norm == "input" and self.kind == "zoo":
+        if self.norm == "layers" and self.kind not in ("mlp", "zoo"):
             raise ValueError(
-                "norm: input is not for kind zoo, whose networks have norms of their own: choose "
-                "quadratic, or leave it out"
+                f"norm: layers is of the layers of kind mlp, and kind {self.kind} is one form: "
+                "choose input"
+            )
+        if self.norm in ("input", "layers") and self.kind == "zoo":
+            raise ValueError(
+                f"norm: {self.norm} is not for kind zoo, whose networks have norms of their own: "
+                "choose quadratic, or leave it out"
             )
         if isinstance(self.as_large_as, ModelSpec):
             self.as_large_as._check_form()

@@ -127,9 +127,11 @@ def _mlp(spec: ModelSpec, shape: tuple[int, ...], classes: int, init_scale: floa
             # a linear neuron and the quadratic activation z² are this neuron
             layers.append(QuadraticLinear(before, after, neuron="squared_output"))
             continue
+        layers += _norm_of_layer(spec, before)
         layers.append(_layer(spec, before, after))
         if spec.activation == "relu":
             layers.append(nn.ReLU())
+    layers += _norm_of_layer(spec, widths[-1])
     output = nn.Linear(widths[-1], classes, bias=spec.bias)
     with torch.no_grad():
         for parameter in output.parameters():
@@ -159,6 +161,10 @@ def hidden_widths(spec: ModelSpec, inputs: int, outputs: int) -> tuple[int, ...]
         if parameters(spec.neuron, hidden) >= wanted:
             return hidden
     raise AssertionError  # the count does not end
+
+
+def _norm_of_layer(spec: ModelSpec, inputs: int) -> list[nn.Module]:
+    return [nn.RMSNorm(inputs, elementwise_affine=False)] if spec.norm == "layers" else []
 
 
 def _layer(spec: ModelSpec, inputs: int, outputs: int) -> nn.Module:

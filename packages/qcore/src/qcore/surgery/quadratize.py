@@ -162,16 +162,21 @@ class SurgeryReport:
     """What :func:`quadratize` did to a model, or would do: paths, in order of registration.
 
     ``quadratic`` has the name of each quadratic layer's neuron, ``linear`` the layers that could be
-    replaced, and ``left_alone`` those that could not, with the reason. ``print`` shows a table.
+    replaced, and ``left_alone`` those that could not, with the reason; ``normalised`` are those of
+    the quadratic layers that have a norm. ``print`` shows a table.
     """
 
     quadratic: dict[str, str]
     linear: tuple[str, ...]
     left_alone: dict[str, str]
+    normalised: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         rows = [
-            *((path, f"quadratic: neuron {name!r}") for path, name in self.quadratic.items()),
+            *(
+                (path, f"quadratic: neuron {name!r}" + ", normalised" * (path in self.normalised))
+                for path, name in self.quadratic.items()
+            ),
             *((path, "linear: can be replaced") for path in self.linear),
             *((path, f"left alone: {reason}") for path, reason in self.left_alone.items()),
         ]
@@ -197,10 +202,12 @@ def surgery_report(model: nn.Module, neuron: str | Neuron = "quadratic") -> Surg
     """
     sites = find(model, LINEAR)
     left_alone = _reasons(model, sites, resolve(neuron, bias=True, rank=None))
+    found = find(model, Quadratic)
     return SurgeryReport(
-        quadratic={site.path: str(site.module.neuron) for site in find(model, Quadratic)},
+        quadratic={site.path: str(site.module.neuron) for site in found},
         linear=tuple(site.path for site in sites if site.path not in left_alone),
         left_alone=left_alone,
+        normalised=frozenset(site.path for site in found if site.module.rms_dims),
     )
 
 
