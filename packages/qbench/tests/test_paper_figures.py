@@ -895,6 +895,19 @@ def test_the_phase_diagram_counts_learned_and_diverged_trials() -> None:
     assert "over depth and learning rate on digits" in figure.get_label()
 
 
+@pytest.mark.parametrize(
+    ("rates", "shown"), [([0.1], "quadratic-with-a-…"), ([0.1, 0.01], "quadratic-with-a-norm")]
+)
+def test_a_phase_diagram_cuts_only_names_it_has_no_room_for(rates: list[float], shown: str) -> None:
+    name = "quadratic-with-a-norm"
+    made = table(PHASES.replace("quadratic: {", f"{name}: {{"))
+    learned = {"train_accuracy": (10.0, 70.0)}
+    results = [trial(made, {"model": name, "depth": 2, "lr": lr}, 0, learned) for lr in rates]
+    figure = must(draw("phase_diagram", evidence(made, results)))
+    assert shown in [axes.get_title(loc="left") for axes in figure.axes]
+    assert f"{name}: {len(rates)} of {len(rates)} learned" in figure.get_label()
+
+
 def test_the_phase_diagram_of_nothing_but_diverged_trials() -> None:
     made = table(PHASES)
     place = {"model": "linear", "depth": 2, "lr": 0.1}

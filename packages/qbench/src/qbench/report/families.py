@@ -34,10 +34,10 @@ def family_of(model: ModelSpec) -> str:
     return {"linear": "linear", "dense": "dense form", "low_rank": "low-rank form"}[model.kind]
 
 
-def short(name: str) -> str:
-    """A name that leaves room for the figure.
+def short(name: str, longest: int = 24) -> str:
+    """A name that leaves room for the figure: of so many characters at most.
 
     >>> short("a-name-of-more-than-twenty-four-characters")
     'a-name-of-more-than-twe…'
     """
-    return name if len(name) <= 24 else f"{name[:23]}…"
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"

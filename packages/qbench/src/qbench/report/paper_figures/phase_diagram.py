@@ -50,10 +50,10 @@ def phase_diagram(evidence: Evidence) -> Figure | None:
     for index, (dataset, model) in enumerate(places):
         axes = figure.add_subplot(high, wide, index + 1)
         drawn.append(axes)
-        title = short(model) if len(datasets) == 1 else f"{dataset}: {short(model)}"
+        title = model if len(datasets) == 1 else f"{dataset}: {model}"
         style(
             axes,
-            title,
+            short(title, 12 + 6 * len(columns)),  # what stands above so many squares
             xlabel=_WORDS.get(across, across) if index + wide >= len(places) else "",
             ylabel=_WORDS.get(down, down) if index % wide == 0 else "",
         )
