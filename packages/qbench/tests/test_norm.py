@@ -12,7 +12,7 @@ from qbench.architecture import ModelSpec, diqnn_name, normed_name
 from qbench.build import build_model
 from qbench.cost import multiply_adds
 from qbench.errors import UserError
-from qbench.leaderboard.standings import of_spec
+from qbench.leaderboard.standings import formula_of, of_spec
 from qbench.recipe import Strategy
 from qbench.stack import side_by_side
 from qbench.table import load_table
@@ -230,7 +230,24 @@ def test_a_quadratized_network_may_have_a_norm_which_the_zoo_has_not() -> None:
     layers = [m for m in model.modules() if isinstance(m, Quadratic)]
     assert len(layers) == 19
     assert {layer.rms_dims for layer in layers} == {3}
-    assert of_spec(spec).neuron == "compact, normalised"
+    network = of_spec(spec)
+    assert network.neuron == "compact, normalised"
+    assert formula_of(network) == "w_r x + b_r + w_b x²/rms(x²) + c"
+
+
+@pytest.mark.parametrize(
+    ("norm", "said", "formula"),
+    [
+        ("quadratic", "compact, normalised", "w_r x + b_r + w_b x²/rms(x²) + c"),
+        ("layers", "compact, normalised layers", "w_r x + b_r + w_b x² + c"),
+        ("input", "compact, normalised input", "w_r x + b_r + w_b x² + c"),
+    ],
+)
+def test_the_board_says_of_what_a_norm_is(norm: str, said: str, formula: str) -> None:
+    fields = {"kind": "mlp", "hidden": (5,), "neuron": "compact", "norm": norm}
+    network = of_spec(ModelSpec.model_validate(fields))
+    assert network.neuron == said
+    assert formula_of(network) == formula
 
 
 @pytest.mark.parametrize("more", [{"neuron": "quadratic"}, {"bias": False}, {"norm": "input"}])

@@ -142,7 +142,7 @@ def test_of_controls_as_large_the_one_trained_alike_is_compared() -> None:
         assert found is not None
         assert found.to == control
     assert rows["rank10-normalised"].network.head == "rank 10, normalised"
-    assert rows["relu-normalised-as-rank10"].network.neuron == "linear, normalised"
+    assert rows["relu-normalised-as-rank10"].network.neuron == "linear, normalised input"
 
 
 def test_a_matched_control_of_another_size_is_compared_with_nothing() -> None:

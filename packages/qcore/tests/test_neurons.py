@@ -53,6 +53,30 @@ def test_formula_with_and_without_bias_and_reference(name):
     assert entry.reference == entry.without_bias().reference == reference
 
 
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("quadratic", "(w_r x + b_r)(w_g x/rms(x) + b_g) + w_b x²/rms(x²) + c"),
+        ("compact", "w_r x + b_r + w_b x²/rms(x²) + c"),
+        ("product", "(w_r x/rms(x))(w_g x/rms(x))"),
+        ("squared_output", "(w x/rms(x) + b)²"),
+        ("squared_input", "w x²/rms(x²)"),
+        ("bilinear", "xᵀ W x/rms(x)² + w x + b"),
+        ("linear", "w x + b"),
+    ],
+)
+def test_a_normalised_formula_has_the_norm_where_it_is_taken(name, formula):
+    assert get_neuron(name).normalised_formula == formula
+
+
+@EVERY_NEURON
+def test_a_norm_is_all_that_is_added_to_a_formula(neuron):
+    factors = [letter for term in neuron.terms for letter in dict.fromkeys(term)]
+    taken = sum(letter in neuron.quadratic for letter in factors)
+    assert neuron.normalised_formula.count("/rms(") == taken
+    assert re.sub(r"/rms\(x²?\)²?", "", neuron.normalised_formula) == neuron.formula
+
+
 @EVERY_NEURON
 def test_every_neuron_names_its_source(neuron):
     assert neuron.source

@@ -187,7 +187,7 @@ def test_batch_norms_fold_into_a_layer_with_a_norm():
 def test_a_copy_and_a_print_have_the_norm():
     layer = copy.deepcopy(QuadraticConv2d(2, 3, 3, rms_norm=True))
     assert layer.rms_dims == 3
-    assert repr(layer).splitlines()[1].endswith(" + c, rms_dims=3")
+    assert repr(layer).splitlines()[1].endswith(" + w_b x²/rms(x²) + c, rms_dims=3")
     assert "rms_dims" not in repr(QuadraticConv2d(2, 3, 3))
 
 

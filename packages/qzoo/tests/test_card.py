@@ -58,7 +58,7 @@ def test_the_card_of_a_diqnn_is_about_its_forms(full_record, model, what):
 
 
 def test_the_card_of_a_network_with_a_norm_says_so(full_record):
-    said = "see their input divided by its root mean square, which is not from the paper."
+    said = "(w_g x/rms(x) + b_g) + w_b x²/rms(x²) + c`, where rms(x) is the root mean square of"
     assert said not in model_card(full_record)
     row = full_record.model_copy(update={"model": "qresnet20_rms", "tag": "c10"})
     assert said in model_card(row)

@@ -120,6 +120,16 @@ def test_info_shows_one_model():
     assert "7,162,052" in shown
 
 
+def test_info_shows_the_norm_of_a_network_that_has_one():
+    plain, normalised = (
+        json.loads(qzoo("info", f"qresnet20{of}", "--json")) for of in ("", "_rms")
+    )
+    assert plain["neuron"] == "quadratic: (w_r x + b_r)(w_g x + b_g) + w_b x² + c"
+    assert normalised["neuron"] == (
+        "quadratic: (w_r x + b_r)(w_g x/rms(x) + b_g) + w_b x²/rms(x²) + c"
+    )
+
+
 def test_info_shows_where_weights_are_from_and_lie(row):
     shown = json.loads(qzoo("info", row.name, "--json"))
     assert shown["location"] == "on the Hub, quadnets/qresnet20_compact.test"

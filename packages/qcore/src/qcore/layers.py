@@ -95,7 +95,7 @@ class Quadratic(nn.ModuleDict):
         self.rms_dims = rms_dims
         # once more for each branch: TorchScript knows no type of a list that may be empty
         self._is_quadratic = [k in spec.quadratic for k in letters]
-        self.formula = spec.formula
+        self.formula = spec.normalised_formula if rms_dims else spec.formula
 
     @property
     def terms(self) -> tuple[tuple[str, ...], ...]:

@@ -160,24 +160,40 @@ class Neuron:
         bilinear       xᵀ W x + w x + b
         linear         w x + b
         """
-        return " + ".join(self._term_text(term) for term in self.terms)
+        return self._text()
 
-    def _term_text(self, term: tuple[str, ...]) -> str:
+    @property
+    def normalised_formula(self) -> str:
+        """The formula of a layer with ``rms_norm=True``; rms is the root mean square.
+
+        >>> CATALOGUE["quadratic"].normalised_formula
+        '(w_r x + b_r)(w_g x/rms(x) + b_g) + w_b x²/rms(x²) + c'
+        >>> CATALOGUE["bilinear"].normalised_formula
+        'xᵀ W x/rms(x)² + w x + b'
+        """
+        return self._text(normalised=self.quadratic)
+
+    def _text(self, normalised: tuple[str, ...] = ()) -> str:
+        return " + ".join(self._term_text(term, normalised) for term in self.terms)
+
+    def _term_text(self, term: tuple[str, ...], normalised: tuple[str, ...]) -> str:
+        factors = [self._branch_text(letter, letter in normalised) for letter in term]
         if len(term) == 1:
-            return self._branch_text(term[0])
+            return factors[0]
         if term[0] == term[1]:
-            return f"({self._branch_text(term[0])})²"
-        return "".join(f"({self._branch_text(letter)})" for letter in term)
+            return f"({factors[0]})²"
+        return "".join(f"({factor})" for factor in factors)
 
-    def _branch_text(self, letter: str) -> str:
+    def _branch_text(self, letter: str, normalised: bool) -> str:
         branch = self.branches[letter]
         if branch.lift == "one":
             return "b"
         if branch.lift == "form":
-            return "xᵀ W x"
+            return "xᵀ W x/rms(x)²" if normalised else "xᵀ W x"
         maps = [k for k, other in self.branches.items() if other.lift in ("x", "x2")]
         subscript = f"_{letter}" if len(maps) > 1 else ""
-        text = f"w{subscript} {'x²' if branch.lift == 'x2' else 'x'}"
+        seen = "x²" if branch.lift == "x2" else "x"
+        text = f"w{subscript} {seen}/rms({seen})" if normalised else f"w{subscript} {seen}"
         if branch.bias:
             # the papers write c for the constant beside x²; an offset is part of the written b_g
             return f"{text} + {'c' if branch.lift == 'x2' else 'b' + subscript}"

@@ -58,9 +58,9 @@ def model_card(row: Provenance) -> str:
     else:
         trunk = f"neurons `{neuron.formula}`" if quadratic_trunk else "linear convolutions"
         if arguments.get("rms_norm"):
-            trunk += (
-                " whose quadratic branches see their input divided by its root mean square, which "
-                "is not from the paper"
+            trunk = (
+                f"neurons `{neuron.normalised_formula}`, where rms(x) is the root mean square of "
+                "the layer's input, a norm that is not from the paper"
             )
         what = f"Residual network for small images with {trunk}"
         what += {"linear": "", "dense": ", and a dense quadratic head"}.get(

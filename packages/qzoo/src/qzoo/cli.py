@@ -300,8 +300,9 @@ def _described(name: str) -> dict[str, Any]:
         trunk: dict[str, Any] = {"convolution": shown}
     else:
         neuron = qcore.get_neuron(row.get("neuron", "quadratic"))
+        formula = neuron.normalised_formula if row.get("rms_norm") else neuron.formula
         trunk = {
-            "neuron": f"{neuron.name}: {neuron.formula}",
+            "neuron": f"{neuron.name}: {formula}",
             "blocks_per_stage": list(row["depths"]),
             "channels": list(row["widths"]),
             "shortcut": f"option {row['shortcut']}",

@@ -200,7 +200,9 @@ def of_spec(spec: ModelSpec) -> Network:
         neuron = spec.hidden_neuron
         linear = neuron == "linear"
         matched = linear and spec.as_large_as is not None
-        neuron += ", normalised" * (spec.norm is not None)
+        # of its quadratic branches, where not said of what
+        of = {"layers": " layers", "input": " input"}.get(spec.norm or "", "")
+        neuron += f", normalised{of}" * (spec.norm is not None)
         return Network(neuron, "linear", linear, "parameter-matched" if matched else None)
     neuron = "linear" if spec.convolution else "–"
     head = {"dense": "dense form", "low_rank": f"rank {spec.rank}"}.get(spec.kind, "linear")
@@ -228,13 +230,18 @@ def _of_zoo(name: str, options: Mapping[str, Any]) -> Network:
 
 
 def formula_of(network: Network) -> str | None:
-    """The formula of its neurons, where they are of the catalogue; a norm is not in it.
+    """The formula of its neurons, where they are of the catalogue.
 
     >>> formula_of(Network("compact", "linear"))
     'w_r x + b_r + w_b x² + c'
+    >>> formula_of(Network("compact, normalised", "linear"))
+    'w_r x + b_r + w_b x²/rms(x²) + c'
     """
-    name = network.neuron.partition(",")[0]
-    return qcore.get_neuron(name).formula if name in qcore.CATALOGUE else None
+    name, *words = network.neuron.split(", ")
+    if name not in qcore.CATALOGUE:
+        return None
+    neuron = qcore.get_neuron(name)
+    return neuron.normalised_formula if "normalised" in words else neuron.formula
 
 
 def _row(entry: Entry) -> Row:
