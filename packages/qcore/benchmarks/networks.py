@@ -1,4 +1,4 @@
-"""QResNet-20 as it was published, with qcore's layers, and with as many multiply-adds."""
+"""QResNet-20 as it was published, with qcore's layers, a norm, and with as many multiply-adds."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,9 +20,9 @@ def published(self: qcore.Quadratic, x: Tensor) -> Tensor:
 
 
 def qresnet20(arrangement: str) -> nn.Module:
-    """The network with qcore's layers, the published arrangement, or equal multiply-adds."""
+    """With qcore's layers, with their norm, as published, or of equal multiply-adds."""
     torch.manual_seed(0)
-    model = timm.create_model("qresnet20")
+    model = timm.create_model("qresnet20_rms" if arrangement == "normalised" else "qresnet20")
     for path, layer in list(model.named_modules()):
         if not isinstance(layer, qcore.QuadraticConv2d):
             continue

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import qcore
 
 
-def saved_bytes(model: nn.Module, x: Tensor, **setting: int) -> int:
+def saved_bytes(model: nn.Module, x: Tensor, backend: str = "auto", **setting: int) -> int:
     """What autograd keeps of a training step between its two passes."""
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, tuple[int, Tensor]] = {}
@@ -35,7 +35,7 @@ def saved_bytes(model: nn.Module, x: Tensor, **setting: int) -> int:
 
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        qcore.backend("auto", **setting),
+        qcore.backend(backend, **setting),
     ):
         model(x).sum()
     return sum(size for size, _ in kept.values())
@@ -83,12 +83,27 @@ def main() -> None:
     report.add(
         "QResNet-20 step, channels_last", "equal-MAC", ratios(ours, equal, arguments.pairs), None
     )
+    for recompute in (1, 0, 2):
+        ours = training(
+            *channels_last(qresnet20("normalised"), x),
+            lambda recompute=recompute: qcore.backend("auto", recompute=recompute),
+        )
+        formula = training(
+            *channels_last(qresnet20("normalised"), x), lambda: qcore.backend("plain")
+        )
+        what = f"QResNet-20 step with a norm, channels_last, recompute={recompute}"
+        report.add(what, "its formula", ratios(ours, formula, arguments.pairs), None)
     plain = saved_bytes(qresnet20("published"), x[:32])
     for recompute, target in ((1, 0.75), (0, None), (2, 0.45)):
         ours_saved = saved_bytes(qresnet20("qcore"), x[:32], recompute=recompute)
         report.add(
             f"saved for backward, recompute={recompute}", "published", [ours_saved / plain], target
         )
+    formula_saved = saved_bytes(qresnet20("normalised"), x[:32], "plain")
+    for recompute in (1, 0, 2):
+        ours_saved = saved_bytes(qresnet20("normalised"), x[:32], recompute=recompute)
+        what = f"saved for backward with a norm, recompute={recompute}"
+        report.add(what, "its formula", [ours_saved / formula_saved], None)
 
     folded = qcore.fold_batchnorm(qresnet20("qcore").eval())
     ours = inference(*channels_last(folded, x))

@@ -68,7 +68,8 @@ def test_the_formula_of_the_quadratic_neuron(kind, backend):
     x = torch.randn(shape, dtype=DOUBLE)
     r, g, b = (functools.partial(function, weight=m.weight, bias=m.bias) for m in layer.values())
     with qcore.backend(backend):
-        assert layer.path(x) == "plain"
+        merged = backend in ("auto", "fast") and kind.startswith("conv")
+        assert layer.path(x) == ("fast" if merged else "plain")
         found = layer(x)
     torch.testing.assert_close(
         found, r(x) * (g(divided(x, dims)) + 1) + b(divided(x * x, dims)), rtol=1e-10, atol=1e-10
@@ -92,6 +93,42 @@ def test_a_neuron_with_a_norm_grows_linearly(neuron):
     growth = layer(20 * x) - layer(10 * x)
     torch.testing.assert_close(layer(30 * x) - layer(20 * x), growth)
     assert (growth.abs().max() > 1.0) == (layer.reference is not None)  # which sees the size
+
+
+@pytest.mark.parametrize("size", [1e3, 1.0, 1e-2, 1e-5, 0.0])
+def test_the_fast_path_divides_small_inputs_by_as_little(size):
+    layer = drawn(QuadraticConv2d(2, 3, 3, rms_norm=True))
+    x = (size * torch.randn(5, 2, 6, 7)).requires_grad_()
+    found = []
+    for name in ("fast", "plain"):
+        with qcore.backend(name):
+            assert layer.path(x) == name
+            y = layer(x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+    fast, plain = found
+    for ours, theirs in zip(fast, plain, strict=True):
+        largest = float(theirs.detach().abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * largest)
+
+
+def test_a_norm_over_less_than_an_image_takes_the_formula():
+    branches = {k: nn.Conv2d(2, 3, 3, dtype=DOUBLE) for k in "rgb"}
+    layer = Quadratic("quadratic", branches, rms_dims=1)  # each row of an image
+    x = torch.randn(5, 2, 6, 7, dtype=DOUBLE)
+    assert layer.path(x) == "plain"
+    r, g, b = layer.values()
+    torch.testing.assert_close(layer(x), r(x) * (g(divided(x, -1)) + 1) + b(divided(x * x, -1)))
+
+
+def test_half_precision_takes_the_formula_whose_sums_are_of_normalised_squares():
+    layer = QuadraticConv2d(2, 3, 3, rms_norm=True, dtype=torch.float16)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(1.0)
+    x = torch.full((1, 2, 3, 3), 100.0, dtype=torch.float16)  # 18 squares leave its range
+    assert layer.path(x) == "plain"
+    expected = torch.full((1, 3, 1, 1), 1801.0 * 20.0 + 19.0, dtype=torch.float16)
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_squares_of_small_inputs_are_divided_by_less():

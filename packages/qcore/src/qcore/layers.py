@@ -46,8 +46,7 @@ class Quadratic(nn.ModuleDict):
 
     Shapes: those of the branches; all branches must return one shape, or shapes that broadcast.
 
-    Cost: that of the branches, and one multiply-add per output and further factor. A layer with a
-    norm takes the formula as it is written, not the faster ways of :func:`qcore.backend`.
+    Cost: that of the branches, and one multiply-add per output and further factor.
 
     Raises ``ValueError`` for an unknown neuron, for letters that are missing or unknown, and for
     ``rms_dims`` below 0; ``IndexError`` for an input of fewer dimensions.

@@ -1,10 +1,11 @@
 """Which arithmetic a quadratic layer runs on: the plain formula, or a faster way to the same value.
 
 The choice stands here and nowhere else. ``"plain"`` is the formula branch by branch, and the only
-path while scripting, tracing, compiling, exporting, under ``torch.func``, or with a norm.
-``"fast"`` is :mod:`qcore.kernels.merged` for the neuron ``quadratic`` over plain convolutions, and
-:mod:`qcore.kernels.triangle` for dense forms of 256 features and more. ``"triton"`` is
-:mod:`qcore.kernels.elementwise`, for neurons of one product and one more branch, on a GPU.
+path while scripting, tracing, compiling, exporting, or under ``torch.func``. ``"fast"`` is
+:mod:`qcore.kernels.merged` for the neuron ``quadratic`` over plain convolutions,
+:mod:`qcore.kernels.normalised` for the same with a norm, and :mod:`qcore.kernels.triangle` for
+dense forms of 256 features and more. ``"triton"`` is :mod:`qcore.kernels.elementwise`, for neurons
+of one product and one more branch without a norm, on a GPU.
 
 Measured by ``packages/qcore/benchmarks/speed.py`` on 2 CPU cores in float32: a training step of
 QResNet-20 (batch 128, channels last) takes 0.78 of the published arrangement's time with all kept,
@@ -92,14 +93,15 @@ def backend(name: Backend, *, recompute: int = 1) -> Iterator[None]:
 
 def path(layer: "Quadratic", x: Tensor) -> Path:
     """The path that a layer takes for this input, here and now."""
-    if layer.rms_dims:
-        return "plain"  # the faster ways share what the branches see
     return _choose(
         x,
         fast=lambda autocast: (
-            can_merge(layer) and (autocast is not None or x.dtype == layer["r"].weight.dtype)
+            can_merge(layer)
+            and (autocast is not None or x.dtype == layer["r"].weight.dtype)
+            # which holds x² divided by its norm, but not always a sum of x²
+            and not (layer.rms_dims and x.dtype == torch.float16)
         ),
-        triton=lambda: _runs_triton(x) and _elementwise().can_fuse(layer),
+        triton=lambda: not layer.rms_dims and _runs_triton(x) and _elementwise().can_fuse(layer),
     )
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from qcore.kernels.convolution import Geometry, convolution_backward, convolve, with_offset
+from qcore.kernels.normalised import Normalised
+
 if TYPE_CHECKING:
     from qcore.layers import Quadratic
-
-_Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Stride, padding and dilation."""
 
 _KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode", "kernel_size")
@@ -23,8 +23,8 @@ _SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode", "kernel_
 def can_merge(layer: "Quadratic") -> bool:
     """Whether the layer is the neuron ``quadratic`` over three plain convolutions alike.
 
-    Grouped convolutions, padding other than zeros in numbers, parametrized or hooked modules are
-    not.
+    Grouped convolutions, padding other than zeros in numbers, parametrized or hooked modules, and
+    a norm over less than all of a sample are not.
     """
     if layer.neuron != "quadratic":
         return False
@@ -35,6 +35,7 @@ def can_merge(layer: "Quadratic") -> bool:
         and first.groups == 1
         and first.padding_mode == "zeros"
         and not isinstance(first.padding, str)
+        and layer.rms_dims in (0, first.weight.dim() - 1)
         and all(
             type(branch) is type(first)
             and not branch._forward_hooks
@@ -55,8 +56,9 @@ def merged_convolution(layer: "Quadratic", x: Tensor, recompute: int, dtype: tor
     tensors = (batch, r.weight, g.weight, b.weight, r.bias, g.bias, b.bias)
     # the casts are autograd's; inside, everything has one type
     cast = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+    function = Normalised if layer.rms_dims else _Merged
     with torch.autocast(x.device.type, enabled=False):
-        y: Tensor = _Merged.apply(*cast, (r.stride, r.padding, r.dilation), recompute)
+        y: Tensor = function.apply(*cast, (r.stride, r.padding, r.dilation), recompute)
     return y if x.dim() == r.weight.dim() else y.squeeze(0)
 
 
@@ -73,38 +75,38 @@ class _Merged(Function):
         b_r: Tensor | None,
         b_g: Tensor | None,
         b_b: Tensor | None,
-        geometry: _Geometry,
+        geometry: Geometry,
         recompute: int,
     ) -> Tensor:
         kept: tuple[Tensor | None, Tensor | None] = (None, None)
         if recompute == 1:  # not as one: keeping half of a tensor keeps the whole
-            r, g = _convolve(x, w_r, b_r, geometry), _second(x, w_g, b_g, geometry)
+            r, g = convolve(x, w_r, b_r, geometry), _second(x, w_g, b_g, geometry)
             kept = (r, None)
         else:
             r, g = _factors(x, w_r, w_g, b_r, b_g, geometry)
             kept = (r, g) if recompute == 0 else (None, None)
         ctx.save_for_backward(x, w_r, w_g, w_b, b_r, b_g, *kept)
         ctx.geometry = geometry
-        return _convolve(x * x, w_b, b_b, geometry).addcmul_(r, g)
+        return convolve(x * x, w_b, b_b, geometry).addcmul_(r, g)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w_r, w_g, w_b, b_r, b_g, r, g = ctx.saved_tensors
-        geometry: _Geometry = ctx.geometry
+        geometry: Geometry = ctx.geometry
         # a gradient of the gradient must see how r and g come from x
         if r is None or torch.is_grad_enabled():
             r, g = _factors(x, w_r, w_g, b_r, b_g, geometry)
         elif g is None:
             g = _second(x, w_g, b_g, geometry)
         needs = ctx.needs_input_grad
-        dx, dw, db = _convolution_backward(
+        dx, dw, db = convolution_backward(
             torch.cat([grad * g, grad * r], 1),
             x,
             torch.cat([w_r, w_g]),
             geometry,
             [needs[0], needs[1] or needs[2], needs[4] or needs[5]],
         )
-        dx2, dw_b, db_b = _convolution_backward(
+        dx2, dw_b, db_b = convolution_backward(
             grad, x * x, w_b, geometry, [needs[0], needs[3], needs[6]]
         )
         if dx is not None and dx2 is not None:
@@ -123,34 +125,15 @@ def _factors(
     w_g: Tensor,
     b_r: Tensor | None,
     b_g: Tensor | None,
-    geometry: _Geometry,
+    geometry: Geometry,
 ) -> tuple[Tensor, Tensor]:
     """r, and g with its offset, by one convolution."""
     one = w_g.new_ones(w_g.shape[0])
-    bias = torch.cat([torch.zeros_like(one) if b_r is None else b_r, _with_offset(b_g, one)])
-    r, g = _convolve(x, torch.cat([w_r, w_g]), bias, geometry).chunk(2, 1)
+    bias = torch.cat([torch.zeros_like(one) if b_r is None else b_r, with_offset(b_g, one)])
+    r, g = convolve(x, torch.cat([w_r, w_g]), bias, geometry).chunk(2, 1)
     return r, g
 
 
-def _second(x: Tensor, w_g: Tensor, b_g: Tensor | None, geometry: _Geometry) -> Tensor:
+def _second(x: Tensor, w_g: Tensor, b_g: Tensor | None, geometry: Geometry) -> Tensor:
     """g with its offset."""
-    return _convolve(x, w_g, _with_offset(b_g, w_g.new_ones(w_g.shape[0])), geometry)
-
-
-def _with_offset(b_g: Tensor | None, one: Tensor) -> Tensor:
-    return one if b_g is None else b_g + one
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
-    return torch.convolution(x, weight, bias, *geometry, False, [0] * (x.dim() - 2), 1)
-
-
-def _convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, mask: list[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients for the input, the weight and the bias, each where ``mask`` asks for it."""
-    none = [0] * (x.dim() - 2)
-    found = torch.ops.aten.convolution_backward(
-        grad, x, weight, [weight.shape[0]], *geometry, False, none, 1, mask
-    )
-    return tuple(value if wanted else None for value, wanted in zip(found, mask, strict=True))  # type: ignore[return-value]
+    return convolve(x, w_g, with_offset(b_g, w_g.new_ones(w_g.shape[0])), geometry)
