@@ -118,7 +118,9 @@ def tables(found: Sequence[Report]) -> str:
         *(_row(name, reports[name], found) for name in table_names()),
     ]
     trials = format_count(sum(report.recorded for report in found))
-    machines = listed(sorted({str(report.hardware.get("cpu")) for report in found}))
+    machines = listed(
+        sorted({name for r in found for name in r.processors or [str(r.hardware.get("cpu"))]})
+    )
     together = f"Together {trials} trials in {format_hours(_core_hours(found))} core-hours"
     return "\n".join(lines) + f"\n\n{together}, on {machines}.\n"
 

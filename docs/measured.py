@@ -96,13 +96,12 @@ def page(found: list[Report]) -> str:
     """All claims of all tables, with how each was run."""
     parts = []
     for report in found:
-        hardware = ", ".join(f"{name} {value}" for name, value in report.hardware.items())
         mark = f"**{report.mark}.** " if report.mark else ""
         # + is a commit with changes that were not in it
         commit, plus, _ = (report.commit or "unknown").partition("+")
         parts.append(
             f"## {report.title}\n\n{mark}`{report.command}`: {report.recorded} of "
-            f"{report.expected} trials, on {hardware}, commit "
+            f"{report.expected} trials, on {report.machines}, commit "
             f"`{commit[:10]}{plus}`.\n\n{claims(report)}\n"
         )
     return "\n".join(parts)

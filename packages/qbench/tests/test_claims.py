@@ -303,6 +303,20 @@ def test_a_partial_run_cannot_be_taken_for_a_full_one() -> None:
     assert (more_seeds.recorded, more_seeds.expected) == (7, 10)
 
 
+def test_a_report_of_two_machines_says_how_many_trials_each_ran() -> None:
+    made = table(ORDER)
+    cells, here = results(made, [80, 81, 82, 83], [90, 91, 92, 93])
+    assert build_report(made, cells, here).machines == "cpu a cpu, cores 2"
+    later = here[-1].environment.model_copy(
+        update={"hardware": {"cpu": "a cpu", "cores": 8, "gpu": "a gpu"}, "started": 1e9}
+    )
+    there = here[-1].model_copy(update={"environment": later})
+    report = build_report(made, cells, [*here[:-1], there])
+    assert report.machines == "a cpu (7 trials) and a gpu (1 trial)"
+    earlier = report.model_copy(update={"processors": {}})  # as reports of before have none
+    assert earlier.machines == "cpu a cpu, cores 8, gpu a gpu"
+
+
 def test_what_the_outcome_depends_on_is_said_with_the_command_for_the_rest() -> None:
     made = table(ORDER)
     note = build_report(made, *results(made, [80] * 4, [90] * 4)).notes[0]

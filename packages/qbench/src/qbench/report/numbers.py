@@ -2,8 +2,11 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from pydantic import Field
 
 from qbench.architecture import ModelSpec
 from qbench.claim import ValueClaim
@@ -80,6 +83,9 @@ class Report(Frozen):
     ``control`` is the one that the others are compared with.
     ``choices`` are the unstated choices with the values that were run; ``expected`` is the number
     of trials of the whole table under these choices, ``recorded`` how many of them there are.
+    ``hardware``, ``threads``, ``commit`` and ``versions`` are those of the latest trial;
+    ``processors`` counts the trials by processor, or accelerator where one was used, and is empty
+    in reports of before it was counted.
     ``memory`` is the most bytes that a process held, or an accelerator where one was used.
     ``warnings`` say that a run is reduced or partial, and stand on everything that shows it.
     """
@@ -104,6 +110,7 @@ class Report(Frozen):
     commit: str | None
     hardware: dict[str, str | int]
     threads: int
+    processors: dict[str, int] = Field(default_factory=dict)
     versions: dict[str, str]
     made: str
     seconds: float
@@ -116,6 +123,14 @@ class Report(Frozen):
         """The warnings in a word or two, empty where there are none."""
         partial = self.recorded < self.expected
         return " · ".join(["REDUCED RUN"] * bool(self.reduced) + ["PARTIAL"] * partial)
+
+    @property
+    def machines(self) -> str:
+        """What the trials were run on: how many on which, where that was not one."""
+        if len(self.processors) > 1:
+            counted = sorted(self.processors.items(), key=lambda item: -item[1])
+            return listed(f"{name} ({count} trial{'s' * (count != 1)})" for name, count in counted)
+        return ", ".join(f"{name} {value}" for name, value in self.hardware.items())
 
     @property
     def counts_diverged(self) -> bool:
@@ -222,6 +237,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         commit=latest.commit,
         hardware=latest.hardware,
         threads=latest.threads,
+        processors=_processors(results),
         versions=latest.versions,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(latest.started)),
         seconds=sum(_seconds(result.environment for result in found) for _, found in present),
@@ -235,6 +251,12 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
             )
         ],
     )
+
+
+def _processors(results: Sequence[Result]) -> dict[str, int]:
+    """The number of trials on each processor, or accelerator where one was used."""
+    found = [result.environment.hardware for result in results]
+    return dict(Counter(str(one.get("gpu") or one.get("cpu") or "unknown") for one in found))
 
 
 def _by_choices(

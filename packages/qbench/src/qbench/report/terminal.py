@@ -60,14 +60,13 @@ def render(report: Report, *, wide: bool) -> RenderableType:
 
 
 def _closing(report: Report) -> str:
-    cpu = f"{report.hardware.get('cpu', 'unknown processor')}, {report.threads} threads"
     return (
         "mean ± std over n seeds; loss: of training; Δ and p against the control: paired t-test, "
         "Holm over all cells of the same choices (in claims: over the claims).\n"
         f"{', '.join(f'{symbol} {verdict}' for verdict, (symbol, _) in VERDICTS.items())} "
         f"(not decided: p ≥ {LEVEL:g}).\n"
-        f"{report.recorded} trials, {report.seconds:.0f} s of training on "
-        f"{report.hardware.get('gpu', cpu)}, torch {report.versions['torch']}, "
+        f"{report.recorded} trials, {report.seconds:.0f} s of training on {report.machines}, "
+        f"{report.threads} thread{'s' * (report.threads != 1)}, torch {report.versions['torch']}, "
         f"commit {(report.commit or 'unknown')[:10]}.\nAgain: {report.command}"
     )
 
