@@ -72,7 +72,8 @@ def claims(report: Report) -> str:
     first = dict(report.combinations[0])
     for claim in report.claims:
         fewest, most = claim.seeds
-        if not fewest and (report.reduced or claim.choices != first):
+        untested = not fewest and claim.verdict == "not tested"
+        if untested and (report.reduced or claim.choices != first):
             continue  # of what only a part of the table was run with
         said = ", ".join(
             f"{name} {format_value(value)}"

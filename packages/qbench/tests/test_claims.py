@@ -697,6 +697,29 @@ def test_the_claimed_values_of_a_table_stand_beside_its_cells() -> None:
     assert claimed["cifar10, depth 18", "rank3"] == 93.67
 
 
+@pytest.mark.parametrize(
+    ("linear", "verdict", "why"),
+    [
+        ([90.5, 89.2], "not tested", "ends at 89.2, the furthest of 2; no results for rank1"),
+        ([90.5, 80.0], "does not hold", "ends at 80.0, the furthest of 2; no results for rank1"),
+        ([90.5, None], "does not hold", "linear diverged in 1 of 2; no results for rank1"),
+    ],
+)
+def test_one_model_refutes_what_is_said_of_every_one(
+    linear: list[float | None], verdict: str, why: str
+) -> None:
+    made = table(LIMIT)
+    (claim,) = build_report(made, *results(made, linear, [])).claims
+    assert (claim.verdict, claim.why) == (verdict, why)
+
+
+def test_one_model_that_never_falls_says_nothing_of_the_others() -> None:
+    made = table(RISES)
+    (claim,) = build_report(made, *results(made, [80], [])).claims
+    expected = "never falls between recorded steps; no results for rank1"
+    assert (claim.verdict, claim.why) == ("not tested", expected)
+
+
 def test_a_limit_of_which_no_trial_has_a_value_is_not_tested() -> None:
     made = table("  - {limit: margin_correlation, to: 1.0, within: 0.2, per: panel, source: S}\n")
     found = [result(cell, seed, 90.0) for cell in made.cells() for seed in range(2)]

@@ -168,9 +168,16 @@ def _judge(
     """What the means say, the figures, and the p-value where a test has yet to confirm it."""
     found = [(model, samples.get(model)) for model in _models(claim, table)]
     missing = [model for model, sample in found if sample is None]
-    if missing:
-        return "not tested", f"no results for {', '.join(missing)}", None
     present = {model: sample for model, sample in found if sample is not None}
+    if missing:
+        nothing = f"no results for {', '.join(missing)}"
+        if not present or not isinstance(claim, LimitClaim | RisesClaim):
+            return "not tested", nothing, None
+        # what is said of every model is refuted by one
+        of_present = claim.model_copy(update={"models": tuple(present)})
+        verdict, why, _ = _judge(of_present, table, present)
+        refuted = verdict == "does not hold"
+        return ("does not hold" if refuted else "not tested"), f"{why}; {nothing}", None
     counted = isinstance(claim, OrderClaim) and QUANTITIES[claim.by].of_diverged is not None
     # an inner value that diverged is not chosen, and refutes nothing
     needed = (
