@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from qbench.catalogue import DATASETS
 from qbench.cost import A100, A100_STEP, A100_UTILISATION, TRIAL, cell_cost, table_cost
+from qbench.leaderboard.standings import of_spec
 from qbench.report.numbers import Report
 from qbench.report.wording import format_count, listed
 from qbench.table import Cell, load_table, table_names
@@ -151,7 +152,7 @@ def epochs(found: Sequence[Report]) -> str:
 
 
 def _network(cell: Cell) -> str:
-    return f"`{cell.model.full_name}`" + ", normalised" * (cell.model.norm is not None)
+    return f"`{cell.model.full_name}`, {of_spec(cell.model).neuron}"
 
 
 def _range(values: Sequence[float], unit: str) -> str:

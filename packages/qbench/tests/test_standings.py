@@ -141,7 +141,7 @@ def test_of_controls_as_large_the_one_trained_alike_is_compared() -> None:
         found = rows[model].difference_to("parameter-matched")
         assert found is not None
         assert found.to == control
-    assert rows["rank10-normalised"].network.head == "rank 10, normalised"
+    assert rows["rank10-normalised"].network.head == "rank 10, normalised input"
     assert rows["relu-normalised-as-rank10"].network.neuron == "linear, normalised input"
 
 

@@ -169,6 +169,30 @@ def test_the_fast_path_has_the_values_and_gradients_of_the_formula(kind, norm, b
 @merged_kinds
 @maybe_normalised
 @pytest.mark.parametrize("recompute", [0, 1, 2])
+def test_the_fast_path_takes_an_empty_batch(kind, norm, recompute):
+    layer, x = build(kind, {"rms_norm": norm}, dtype=DOUBLE)
+    with qcore.backend("plain"):
+        expected = gradients(layer, x[:0])
+    with qcore.backend("fast", recompute=recompute):
+        assert layer.path(x[:0]) == "fast"
+        torch.testing.assert_close(gradients(layer, x[:0]), expected)
+        assert layer(x[:0]).shape == (0, *layer(x).shape[1:])
+
+
+def test_float16_inputs_under_bfloat16_autocast_do_not_overflow():
+    layer, x = build("conv2d", {"rms_norm": True})
+    x = (300 * x).half()  # whose squares are more than float16 holds
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.path(x) == "fast"
+        y = layer(x)
+    assert y.isfinite().all()
+    expected = plain(layer, x.float())
+    assert (y.float() - expected).norm() < 0.02 * expected.norm()
+
+
+@merged_kinds
+@maybe_normalised
+@pytest.mark.parametrize("recompute", [0, 1, 2])
 def test_the_fast_path_has_second_derivatives(kind, norm, recompute):
     layer, x = build(kind, {"rms_norm": norm}, dtype=DOUBLE)
     parameters = dict(layer.named_parameters())
@@ -177,7 +201,7 @@ def test_the_fast_path_has_second_derivatives(kind, norm, recompute):
         replaced = dict(zip(parameters, values, strict=True))
         return torch.func.functional_call(layer, replaced, (x,))
 
-    inputs = [t.detach().requires_grad_() for t in (x[:1], *parameters.values())]
+    inputs = [t.detach().requires_grad_() for t in (x[:2], *parameters.values())]
     with qcore.backend("fast", recompute=recompute):
         own = "NormalisedBackward" if norm else "_MergedBackward"
         assert type(run(*inputs).grad_fn).__name__ == own

@@ -133,7 +133,7 @@ class ModelSpec(Frozen):
             )
         if self.norm == "layers" and self.kind not in ("mlp", "zoo"):
             raise ValueError(
-                f"norm: layers is of the layers of kind mlp, and kind {self.kind} is one form: "
+                f"norm: layers is of the layers of kind mlp, and kind {self.kind} has one: "
                 "choose input"
             )
         if self.norm in ("input", "layers") and self.kind == "zoo":

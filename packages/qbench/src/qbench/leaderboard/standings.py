@@ -207,7 +207,7 @@ def of_spec(spec: ModelSpec) -> Network:
     neuron = "linear" if spec.convolution else "–"
     head = {"dense": "dense form", "low_rank": f"rank {spec.rank}"}.get(spec.kind, "linear")
     head += ", signed" * spec.signed + ", affine" * spec.affine
-    head += ", normalised" * (spec.norm is not None)
+    head += ", normalised input" * (spec.norm is not None)
     linear = spec.kind == "linear"
     return Network(neuron, head, linear, "plain" if linear else None)
 

@@ -98,8 +98,8 @@ def path(layer: "Quadratic", x: Tensor) -> Path:
         fast=lambda autocast: (
             can_merge(layer)
             and (autocast is not None or x.dtype == layer["r"].weight.dtype)
-            # which holds x² divided by its norm, but not always a sum of x²
-            and not (layer.rms_dims and x.dtype == torch.float16)
+            # which holds x² divided by its norm where |x| < 256, but not always a sum of x²
+            and not (layer.rms_dims and (autocast or x.dtype) == torch.float16)
         ),
         triton=lambda: not layer.rms_dims and _runs_triton(x) and _elementwise().can_fuse(layer),
     )

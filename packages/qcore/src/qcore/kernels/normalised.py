@@ -6,6 +6,7 @@ goes through both norms without another convolution: what a sample's norm does t
 inner product of a gradient and a value that are there anyway.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -73,8 +74,9 @@ class Normalised(Function):
         if dx is not None and dsquared is not None:
             # with ρ = (mean x² + ε)^-½ and L's slope in ρ: dρ/dx = -ρ³ x / n, and so of x²
             without = g - _per_channel(with_offset(b_g, w_g.new_ones(len(w_g))), x)
-            slope = -_total(of_g * without) * of_x**2 / x[0].numel()
-            slope_of_squared = -_total(dsquared * squared) * of_squared**2 / x[0].numel()
+            size = math.prod(x.shape[1:])
+            slope = -_total(of_g * without) * of_x**2 / size
+            slope_of_squared = -_total(dsquared * squared) * of_squared**2 / size
             through = torch.addcmul(dsquared, squared, slope_of_squared.to(x.dtype))
             dx = torch.addcmul(dx, x, 2 * through + slope.to(x.dtype))
         dw_r, dw_g = (None, None) if dw is None else dw.chunk(2)
@@ -96,7 +98,7 @@ def _inverse_rms(x: Tensor) -> Tensor:
     wide = x.dtype if x.dtype == torch.float64 else torch.float32
     sizes = tuple(range(1, x.dim()))
     norm = torch.linalg.vector_norm(x, dim=sizes, keepdim=True, dtype=wide)
-    mean = norm * norm / x[0].numel()
+    mean = norm * norm / math.prod(x.shape[1:])
     return (mean + torch.finfo(wide).eps).rsqrt().to(x.dtype)
 
 
