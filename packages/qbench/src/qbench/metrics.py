@@ -81,6 +81,16 @@ def _gap(history: History) -> float:
     return math.dist(rate, product) / math.hypot(*rate)
 
 
+def _third_assumption(history: History) -> float:
+    """The share of recorded steps, in percent, at which c - 1 ≤ 2m / √(1 - m²) and m > 0."""
+    pairs = list(
+        zip(history.get("reciprocal_condition", ()), history.get("alignment", ()), strict=True)
+    )
+    # multiplied out by 1/c and by the root, of which either may be 0
+    held = (m > 0 and (1 - r) * math.sqrt(1 - m * m) <= 2 * m * r and r > 0 for r, m in pairs)
+    return 100 * fmean(held) if pairs else math.nan
+
+
 def _learned(history: History) -> float:
     """100 where the training accuracy ended at 50 % or more, 0 where it did not."""
     accuracy = history.get("train_accuracy", ())
@@ -103,6 +113,9 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
         "inner_product": Quantity("inner product of the proof", short="inner product"),
         "drift": Quantity("drift of a_n, mean |d log a_n/dt|", rising=False, short="drift"),
         "lower_bound": Quantity("lower bound of theorem 2", short="bound"),
+        "closeness": Quantity("e^(-1/ε) of theorem 2", rising=False, short="e^(-1/ε)"),
+        "reciprocal_condition": Quantity("1/c, of theorem 2's condition number", short="1/c"),
+        "alignment": Quantity("cosine m of theorem 2", short="m"),
         "best_test_accuracy": Quantity(
             "best epoch on test",
             "%",
@@ -141,6 +154,13 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
             rising=False,
             derive=_gap,
             short="gap",
+        ),
+        "third_assumption": Quantity(
+            "recorded steps at which the third assumption of theorem 2 holds",
+            "%",
+            percent=True,
+            derive=_third_assumption,
+            short="assumption 3",
         ),
         "learned": Quantity(
             "trials that learned (training accuracy of 50 % or more)",
