@@ -265,6 +265,37 @@ def cifar() -> Figure:
     return figure
 
 
+def descent() -> Figure:
+    """Margin and test accuracy of rank one under gradient descent, from trials of ``margin``."""
+    panels = {  # each with the range of accuracies and of margins, past the steep rise
+        "mnist": ("MNIST", (80, 92), (0.2, 0.25)),
+        "fmnist": ("Fashion-MNIST, behind a convolution", (40, 80), (0, 0.25)),
+    }
+    figure = new_figure("", width=7.2, height=2.9, mark=_report("margin").mark)
+    for place, (dataset, (words, accuracies, margins)) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, 2, place + 1)
+        other = axes.twinx()
+        style(axes, words, xlabel="steps of full-batch gradient descent")
+        style(other, "")
+        axes.set_ylim(accuracies)
+        other.set_ylim(margins)
+        axes.set_xlim(100, 600)
+        run = ("gd", "rank1", dataset, 1.0)
+        for trial in trials("margin"):
+            if tuple(trial.axes[a] for a in ("training", "model", "dataset", "init_scale")) == run:
+                axes.plot(trial.step, trial.history["test_accuracy"], color=BLUE, linewidth=1.3)
+                other.plot(trial.step, trial.history["margin"], color=ORANGE, linewidth=1.3)
+        for sides, side, colour in ((axes, "left", BLUE), (other, "right", ORANGE)):
+            sides.spines[side].set_visible(True)
+            sides.spines[side].set_color(colour)
+            sides.tick_params(axis="y", colors=colour)
+        if place == 0:
+            axes.set_ylabel("test accuracy (%)", fontsize=8.5, color=BLUE)
+        else:
+            other.set_ylabel("margin Δμ", fontsize=8.5, color=ORANGE)
+    return figure
+
+
 def collapse() -> Figure:
     """How many trials of each network of ``collapse`` learned, by depth."""
     ways = {
@@ -340,5 +371,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "strategies": strategies,
     "cifar": cifar,
     "collapse": collapse,
+    "descent": descent,
 }
 """Every figure by name."""
