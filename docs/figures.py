@@ -200,6 +200,7 @@ def scaling() -> Figure:
     """Accuracy of the table ``uci`` by how features are scaled, with and without linear terms."""
     report = _report("uci")
     datasets, scalings = report.panels, report.choices["scaling"]
+    of_others = {n: v for n, v in report.combinations[0] if n != "scaling"}
     models = {"linear": (ORANGE, "linear"), "dense": (BLUE, "dense form")}
     models["dense-affine"] = (GREEN, "dense form of (x, 1)")
     figure = new_figure("", width=7.2, height=2.9, mark=report.mark)
@@ -212,6 +213,7 @@ def scaling() -> Figure:
                 str(cell.axes["scaling"]): cell
                 for cell in report.cells
                 if (cell.panel, cell.axes["model"]) == (dataset, model)
+                and of_others.items() <= cell.axes.items()
             }
             shown = [found[str(scaling)] for scaling in scalings]
             means = np.array([cell.mean for cell in shown], dtype=float)

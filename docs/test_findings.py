@@ -559,6 +559,15 @@ SENTENCES: list[tuple[str, list[float | str]]] = [
         ],
     ),
     (
+        "holds the linear classifier back ({:.1f} % on Wine and {:.1f} on digits, where it has "
+        "{:.1f} and {:.1f} from the default)",
+        [
+            mean("uci", "linear", dataset, init_scale=scale)
+            for scale in (3.0, 1.0)
+            for dataset in ("wine", "digits")
+        ],
+    ),
+    (
         "With a 1 appended (affine) the dense form has {:.1f}, {:.1f} and {:.1f}: ahead of the "
         "linear classifier on Iris (p = {:.3f})",
         [
@@ -844,6 +853,7 @@ AS_STATED = [
     "(The network trained on digits with γ = 0.1,",
     "has 88.6 % without them, after batch norm has taken its averages anew, and 99.2 with",
     "outputs scaled by 0.3 and 0.1",
+    "The initial scale, four from 0.1 to 3,",
     "With outputs scaled by 0.1",
     "it takes $b_g$ from 1 to 0.9996 at the rate 1e-5, and to 0.96 at 1e-3",
 ]
@@ -877,6 +887,17 @@ def test_a_norm_of_quadratic_branches_alone_is_no_cure_at_large_rates() -> None:
     rates = {float(cell.axes["lr"]) for cell in found if cell.mean}
     assert max(rates) == 0.1
     assert max(float(cell.axes["lr"]) for cell in found) == 1.0
+
+
+def test_no_initial_scale_turns_an_order_of_uci_round() -> None:
+    report = REPORTS["uci"]
+    first = dict(report.combinations[0])
+    for claim in report.claims:
+        if claim.choices["scaling"] == first["scaling"] and " within " not in claim.statement:
+            assert claim.verdict != "does not hold"
+            if claim.choices["init_scale"] == 3.0 and claim.statement.startswith("linear < rank1"):
+                assert claim.verdict == "holds"
+    assert report.choices["init_scale"] == [1.0, 0.1, 0.3, 3.0]
 
 
 def test_the_margin_falls_under_gradient_descent_while_the_accuracy_does_not() -> None:
