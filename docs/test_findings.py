@@ -117,11 +117,22 @@ def trials(model: str) -> int:
     return sum(cell.trials for cell in REPORTS["collapse"].cells if cell.axes["model"] == model)
 
 
-def short(init_scale: float) -> float:
+AT_TWICE = {
+    model: cell("mnist", model, "mnist", lr=0.02) for model in ("linear", "relu8000", "dense")
+}
+"""The three networks of `mnist` at twice the stated rate."""
+
+
+def short() -> float:
     """How far the interval of the dense form ends below what is printed, in points."""
-    found = cell("mnist", "dense", "mnist", lr=0.02, init_scale=init_scale, pixels="unit")
-    assert found.interval95 is not None
-    return 97.9 - found.interval95[1]
+    interval = AT_TWICE["dense"].interval95
+    assert interval is not None
+    return 97.9 - interval[1]
+
+
+def best_on_test(model: str) -> float:
+    """Where the epoch is chosen on the test set, at twice the stated rate."""
+    return AT_TWICE[model].others["best_test_accuracy"].mean or 0.0
 
 
 def lost(dataset: str) -> float:
@@ -139,11 +150,6 @@ def lost(dataset: str) -> float:
 ON_DIGITS = "digits32, factor gamma"
 gap = QUANTITIES["equality_gap"].derive
 assert gap is not None
-CHOSEN_PIXELS = [
-    mean("mnist", "linear", "mnist", pixels=pixels, lr=lr)
-    for pixels in ("centred", "standardised")
-    for lr in (0.01, 0.02)
-]
 FASHION = [mean("rank", f"rank{rank}", "fmnist") for rank in range(3, 11)]
 LAMBDAS, LAMBDAS_FASHION = (
     [cell("margin-loss", f"λ={value}", dataset) for value in ("0", "0.1", "0.3", "1", "3")]
@@ -381,10 +387,24 @@ SENTENCES: list[tuple[str, list[float | str]]] = [
             best("relu-as-rank10", "fmnist"),
         ],
     ),
-    ("the dense form ends at {:.1f}", [mean("mnist", "dense", "mnist", lr=0.02)]),
     (
-        "the linear network is above what is printed ({:.1f} to {:.1f})",
-        [min(CHOSEN_PIXELS), max(CHOSEN_PIXELS)],
+        "the dense form ends at {:.2f}, with the upper end of its interval {:.2f} points below the "
+        "printed range. It is measured on the test set fifteen times along the five epochs, "
+        "though, and the best of these is {:.2f}, as printed.",
+        [AT_TWICE["dense"].mean or 0.0, short(), best_on_test("dense")],
+    ),
+    (
+        "With standardised pixels at 0.01 there are {:.1f}, {:.1f} and {:.1f} %, with raw ones, "
+        "from 0 to 255, {:.1f}, {:.1f} and {:.1f}; with centred ones the linear network alone was "
+        "run, {:.1f}.",
+        [
+            *(
+                mean("mnist", model, "mnist", pixels=pixels)
+                for pixels in ("standardised", "raw")
+                for model in AT_TWICE
+            ),
+            mean("mnist", "linear", "mnist", pixels="centred"),
+        ],
     ),
     (
         "with 1/{:.0f} of the parameters",
@@ -832,11 +852,9 @@ AS_STATED = [
     "(0.01, no momentum, 5 epochs)",
     # printed in the paper
     "linear 89.8 ± 0.5, a ReLU network of 8000 hidden units 93.1 ± 0.4, dense form 98.0 ± 0.1",
-    "At the stated learning rate, 0.01,",
+    "At the stated rate, 0.01,",
     "At 0.02 the linear and the ReLU network are as printed",
-    "its interval 0.01 to 0.03 points below",
     "out of five from 0.003 to 0.3, that",
-    "At 0.03 the dense form",
     "is 0.7 to 0.8 for 0, 3, 4, 6 and 9, and below 0.1 for 1, 2 and 8",  # of the figure
     "on Fashion-MNIST, it is 0.7 for all ten classes",  # of the figure
     "(50 and 77 %)",  # of the figure
@@ -929,10 +947,27 @@ def test_the_gap_in_theorem_2_turns_the_sign_and_the_third_assumption_never_hold
         assert trial.parameters == 7840
 
 
-@pytest.mark.parametrize("init_scale", [1.0, 0.3, 0.1])
-def test_the_dense_form_ends_a_little_short_of_what_is_printed(init_scale: float) -> None:
-    assert "its interval 0.01 to 0.03 points below the printed range" in TEXT
-    assert round(short(init_scale), 2) in (0.01, 0.02, 0.03)
+def test_table_2_is_as_printed_where_the_best_on_test_is_taken_and_not_otherwise() -> None:
+    assert [best_on_test(model) == cell.mean for model, cell in AT_TWICE.items()] == [
+        True,
+        True,
+        False,
+    ]
+    held = {
+        (str(claim.choices["pixels"]), claim.choices["lr"], metric)
+        for claim in REPORTS["mnist"].claims
+        for metric in ("test accuracy", "best epoch on test")
+        if claim.statement.startswith("dense reaches 98 ± 0.1")
+        and claim.statement.endswith(metric)
+        and all(
+            other.verdict == "holds"
+            for other in REPORTS["mnist"].claims
+            if other.choices == claim.choices
+            and " reaches " in other.statement
+            and other.statement.endswith(metric)
+        )
+    }
+    assert held == {("unit", 0.02, "best epoch on test")}
 
 
 def with_and_without(name: str, dataset: str, root: str | Path) -> tuple[float, float, float]:
