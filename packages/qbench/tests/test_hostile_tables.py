@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import qbench
+import qzoo  # noqa: F401 - seconds, which are no part of reading a table
 from qbench.errors import UserError
 from qbench.safe_yaml import MOST_LEVELS, MOST_VALUES
 from qbench.table import MOST_CELLS, parse_table
@@ -149,6 +150,12 @@ def test_an_id_is_no_path(id_: str) -> None:
         ("  model:\n", "  lr: [[2]]\n  model:\n", "grid: lr: [2] is neither text nor a number"),
         ("  model:\n", "  lrr: [2]\n  model:\n", "grid: unknown axis 'lrr': did you mean 'lr'?"),
         ("why: not", "where: {modle: [1]}, why: not", "unknown axis 'modle': did you mean 'mode"),
+        ("why: not", "where: {'': []}, why: not", "unknown axis ''"),
+        (
+            "why: not",
+            "where: {dataset: []}, why: not",
+            "where: dataset has no value, so that it is",
+        ),
         (
             "why: not",
             "where: {dataset: [iriss]}, why: not",

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -206,9 +206,7 @@ class Table(Frozen):
                     f"where of {shown(axis)}: models are compared under the same choices, so that "
                     "one cannot be for some of them: make it a model of its own"
                 )
-            for other, values in choice.where.items():
-                for value in values:
-                    self._check_cell({other: value})
+            self._check_where(choice.where)
         for claim in self.claims:
             if isinstance(claim, OrderClaim) and claim.at_best is not None:
                 if claim.at_best.axis not in self.grid.other:
@@ -224,9 +222,7 @@ class Table(Frozen):
                 self._check_cell(claim.cell)
                 if "model" not in claim.cell:
                     raise ValueError("cell: a claimed value needs a model")
-            for axis, values in claim.where.items():
-                for value in values:
-                    self._check_cell({axis: value})
+            self._check_where(claim.where)
         for left_out in self.without:
             self._check_cell(left_out)
         late = [step for step in self.recipe.snapshots if step > self.recipe.epochs]
@@ -240,9 +236,7 @@ class Table(Frozen):
         for less in (self.quick, self.budget):
             if less is not None:
                 Recipe.model_validate(_merged(_given(self.recipe), less.recipe))
-                for axis, values in less.where.items():
-                    for value in values:
-                        self._check_cell({axis: value})
+                self._check_where(less.where)
         try:
             cells = list(self.cells())  # every model with its recipe
         except UserError as error:
@@ -281,6 +275,18 @@ class Table(Frozen):
                 self._value(axis, value)
             except UserError as error:
                 raise ValueError(str(error)) from error
+
+    def _check_where(self, where: Mapping[str, Sequence[Scalar]]) -> None:
+        for axis, values in where.items():
+            if axis not in self.axes:
+                raise ValueError(str(unknown("axis", axis, self.axes)))
+            if not values:
+                raise ValueError(
+                    f"where: {axis} has no value, so that it is for nothing: give one or more, or "
+                    "leave it out"
+                )
+            for value in values:
+                self._check_cell({axis: value})
 
     @property
     def grid_axes(self) -> dict[str, tuple[Scalar, ...]]:
