@@ -9,6 +9,7 @@ import figures
 import measured
 import pytest
 import typer
+from latex2mathml.converter import convert
 
 from qbench.cli import app as qbench_app
 from qbench.cost import stored_costs
@@ -42,6 +43,24 @@ def test_the_examples_of_a_page_run(
     names: dict[str, object] = {}
     for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         exec(compile(code, str(page), "exec"), names)  # noqa: S102 - the page's own code
+
+
+def formulas_of(text: str) -> list[str]:
+    """The formulas of a page, which are between dollar signs, and not in code."""
+    text = re.sub(r"```(?!\{figure).*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    return [a or b for a, b in re.findall(r"\$\$(.+?)\$\$|\$([^$]+)\$", text, re.DOTALL)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_formula_is_shown_as_it_was_written(page: Path) -> None:
+    """What the converter does not know it leaves as it is."""
+    formulas = formulas_of(page.read_text(encoding="utf-8"))
+    assert [formula for formula in formulas if "\\" in convert(formula)] == []
+
+
+def test_a_formula_that_the_converter_does_not_know_is_seen() -> None:
+    (formula,) = formulas_of("`$HOME` is no formula, $\\bigl\\langle a \\bigr\\rangle$ is one")
+    assert "\\langle" in convert(formula)
 
 
 def commands_of(text: str) -> list[str]:
