@@ -255,9 +255,7 @@ def cifar() -> Figure:
     figure = new_figure("", width=7.2, height=3.6, mark=report.mark)
     axes = figure.subplots()
     for model, (colour, words) in ways.items():
-        curves = [
-            t.history["test_accuracy"] for t in trials("relinear") if t.axes["model"] == model
-        ]
+        curves = [trial.history["test_accuracy"] for trial in trials("relinear", model=model)]
         epochs = np.arange(1, len(curves[0]) + 1)
         lines = axes.plot(epochs, np.transpose(curves), color=colour, linewidth=1.3)
         lines[0].set_label(words)
@@ -282,11 +280,10 @@ def descent() -> Figure:
         axes.set_ylim(accuracies)
         other.set_ylim(margins)
         axes.set_xlim(100, 600)
-        run = ("gd", "rank1", dataset, 1.0)
-        for trial in trials("margin"):
-            if tuple(trial.axes[a] for a in ("training", "model", "dataset", "init_scale")) == run:
-                axes.plot(trial.step, trial.history["test_accuracy"], color=BLUE, linewidth=1.3)
-                other.plot(trial.step, trial.history["margin"], color=ORANGE, linewidth=1.3)
+        run = {"training": "gd", "model": "rank1", "dataset": dataset, "init_scale": 1.0}
+        for trial in trials("margin", **run):
+            axes.plot(trial.step, trial.history["test_accuracy"], color=BLUE, linewidth=1.3)
+            other.plot(trial.step, trial.history["margin"], color=ORANGE, linewidth=1.3)
         for sides, side, colour in ((axes, "left", BLUE), (other, "right", ORANGE)):
             sides.spines[side].set_visible(True)
             sides.spines[side].set_color(colour)
@@ -337,9 +334,13 @@ def collapse() -> Figure:
     return figure
 
 
+def trials(table: str, **axes: str | float) -> list[Result]:
+    """The trials of a table that is not complete, those with these axes."""
+    return [trial for trial in _trials(table) if axes.items() <= trial.axes.items()]
+
+
 @cache
-def trials(table: str) -> list[Result]:
-    """The trials of a table that is not complete."""
+def _trials(table: str) -> list[Result]:
     paths = sorted((RESULTS / "unfinished" / table).glob("*/result.json"))
     return [Result.model_validate_json(path.read_bytes()) for path in paths]
 

@@ -170,19 +170,17 @@ def floor(value: float, digits: int = 0) -> float:
 
 def of_margin(training: str, dataset: str, init_scale: float = 1.0) -> list[Result]:
     """The trials of rank one in `margin`."""
-    wanted = ("rank1", training, dataset, init_scale)
-    axes = ("model", "training", "dataset", "init_scale")
-    return [t for t in figures.trials("margin") if tuple(t.axes[a] for a in axes) == wanted]
+    return figures.trials(
+        "margin", model="rank1", training=training, dataset=dataset, init_scale=init_scale
+    )
 
 
 def of_theorem_2(training: str, init_scale: float = 1.0, model: str = "rank1") -> list[Result]:
     """The trials of `theorem2`."""
-    wanted = (model, training, init_scale)
-    axes = ("model", "training", "init_scale")
-    return [t for t in figures.trials("theorem2") if tuple(t.axes[a] for a in axes) == wanted]
+    return figures.trials("theorem2", model=model, training=training, init_scale=init_scale)
 
 
-OF_THEOREM_2 = [t for t in figures.trials("theorem2") if t.axes["model"] == "rank1"]
+OF_THEOREM_2 = figures.trials("theorem2", model="rank1")
 ON_FASHION, BY_DESCENT = of_margin("sgd", "fmnist"), of_margin("gd", "mnist")
 SMALLER = [of_margin("gd", "mnist", scale) for scale in (0.3, 0.1)]
 
@@ -593,8 +591,7 @@ SENTENCES: list[tuple[str, list[float | str]]] = [
         [
             fmean(
                 trial.metrics["similarity"] or 0.0
-                for trial in figures.trials("spectrum")
-                if trial.axes["init_scale"] == scale
+                for trial in figures.trials("spectrum", init_scale=scale)
             )
             for scale in (1.0, 0.3, 0.1)
         ],
