@@ -469,19 +469,30 @@ def test_two_thousand_entries_are_painted_and_sorted_at_once(
         painted.append(seen.page.evaluate(paint))
     assert min(painted) < 1000, painted
     page = seen.page
+    # against what no sorting can do without, the layout of as many rows in another order, for this
+    # machine may be a slow or a busy one: about 1.4 times
     times = page.evaluate(
-        """["Accuracy (%)", "Parameters", "Entry"].map(name => {
-          const button = [...document.querySelectorAll("th button")]
-            .find(button => button.textContent.startsWith(name));
-          return Math.min(...[0, 1, 2].map(() => {
-            const start = performance.now();
-            button.click();
-            document.body.offsetHeight; // with its layout
-            return performance.now() - start;
-          }));
-        })"""
+        """() => {
+          const body = document.getElementById("board").tBodies[0];
+          const buttons = ["Accuracy (%)", "Parameters", "Entry"].map(name =>
+            [...document.querySelectorAll("th button")]
+              .find(button => button.textContent.startsWith(name)));
+          const steps = [() => body.replaceChildren(...[...body.rows].reverse()),
+                         ...buttons.map(button => () => button.click())];
+          const least = steps.map(() => Infinity);
+          for (let round = 0; round < 5; round++) {
+            steps.forEach((step, place) => {
+              const start = performance.now();
+              step();
+              document.body.offsetHeight; // with its layout
+              least[place] = Math.min(least[place], performance.now() - start);
+            });
+          }
+          return least;
+        }"""
     )
-    assert max(times) < 100, times
+    floor, *sorting = times
+    assert max(sorting) < 3 * floor, times
     assert len(shown(seen)) == 100
     page.get_by_role("button", name="Show all rows").click()
     assert len(shown(seen)) == 2000
