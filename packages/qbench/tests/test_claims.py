@@ -1,12 +1,14 @@
 """Verdicts: every way a claim can stand to what was measured, and the numbers around them."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from qbench.errors import UserError
+from qbench.metrics import QUANTITIES
 from qbench.report.numbers import Report, build_report, to_json
 from qbench.table import Cell, Reduction, Table, load_table, parse_table
 from qbench.trial import Environment, Result
@@ -718,6 +720,52 @@ def test_one_model_that_never_falls_says_nothing_of_the_others() -> None:
     (claim,) = build_report(made, *results(made, [80], [])).claims
     expected = "never falls between recorded steps; no results for rank1"
     assert (claim.verdict, claim.why) == ("not tested", expected)
+
+
+def margins(made: Table, histories: Mapping[str, tuple[float, ...]]) -> Report:
+    """A report of one trial of each model, with its margin along training."""
+    cells = list(made.cells())
+    found = [
+        result(cell, 0, 90.0, history={"margin": histories[str(cell.axes["model"])]})
+        for cell in cells
+    ]
+    return build_report(made, cells, found)
+
+
+@pytest.mark.parametrize(
+    ("margin", "rises", "downward"),
+    [
+        ((0.1, 0.2, 0.3), 100.0, 0.0),
+        ((0.3, 0.2, 0.1), 0.0, 100.0),
+        ((0.2, 0.2), 100.0, 0.0),
+        ((0.0, 0.3, 0.2, 0.1, 0.4), 50.0, 25.0),  # 0.6 up, 0.2 down, each in two steps
+        ((0.0, 0.3, 0.1, 0.4), 200 / 3, 25.0),  # the same way, recorded less often
+    ],
+)
+def test_how_often_the_margin_rises_and_how_far_it_goes_down(
+    margin: tuple[float, ...], rises: float, downward: float
+) -> None:
+    history = {"margin": margin}
+    assert QUANTITIES["margin_rises"].derive(history) == pytest.approx(rises)
+    assert QUANTITIES["margin_downward"].derive(history) == pytest.approx(downward)
+    assert math.isnan(QUANTITIES["margin_downward"].derive({"margin": margin[:1]}))
+
+
+def test_a_limit_says_of_which_models_it_is_and_stands_once_for_each_source() -> None:
+    made = table(
+        "".join(
+            "  - {limit: margin_downward, to: 0, within: 5, "
+            f"models: [{model}], source: {source}}}\n"
+            for model, source in (("linear", "S"), ("rank1", "S"), ("rank1", "not claimed"))
+        )
+    )
+    report = margins(made, {"linear": (0.0, 1.0), "rank1": (0.0, 1.0, 0.9)})
+    limit = "share of the margin's movement that went down ends within 5 of 0"
+    assert [(claim.statement, claim.source, claim.verdict) for claim in report.claims] == [
+        (f"linear: {limit}", "S", "holds"),
+        (f"rank1: {limit}", "S", "does not hold"),
+        (f"rank1: {limit}", "not claimed", "does not hold"),
+    ]
 
 
 def test_a_limit_of_which_no_trial_has_a_value_is_not_tested() -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from qbench.block import plan
 from qbench.executors import run_blocks
 from qbench.report.files import report_of
+from qbench.report.numbers import Report
 from qbench.report.terminal import print_report
 from qbench.report.wording import format_interval
 from qbench.table import load_table
@@ -28,6 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def printed(folder: RunFolder, width: int) -> str:
     report, _ = report_of(folder, reduced="quick")
+    return as_printed(report, width)
+
+
+def as_printed(report: Report, width: int) -> str:
     console = Console(width=width, file=io.StringIO(), no_color=True)
     print_report(report, console)
     return console.file.getvalue()
@@ -65,6 +70,21 @@ def test_choices_stand_side_by_side(folder: RunFolder) -> None:
     )
     assert "maxabs" in text
     assert "raw" in text
+
+
+def test_what_two_sources_claim_stands_under_each_with_its_own_verdict(folder: RunFolder) -> None:
+    report, _ = report_of(folder, reduced="quick")
+    first = report.claims[0]
+    claims = [
+        first.model_copy(update={"source": source, "verdict": verdict})
+        for source, verdict in (("Figure 1", "holds"), ("Footnote 2", "does not hold"))
+    ]
+    text = " ".join(as_printed(report.model_copy(update={"claims": claims}), 140).split())
+    _, at_first, at_second = text.split(f"Claim: {first.statement}")
+    assert at_first.startswith(" (Figure 1) ")
+    assert f" {first.panel} ✓ " in at_first
+    assert at_second.startswith(" (Footnote 2) ")
+    assert f" {first.panel} ✗ " in at_second
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])

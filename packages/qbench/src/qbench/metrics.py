@@ -62,6 +62,16 @@ def _rises(history: History) -> float:
     return 100 * fmean(after >= before for before, after in pairs) if pairs else math.nan
 
 
+def _downward(history: History) -> float:
+    """All falls of the margin between recorded steps, in percent of all falls and rises."""
+    changes = [after - before for before, after in pairwise(history.get("margin", ()))]
+    moved = math.fsum(map(abs, changes))
+    fell = math.fsum(-change for change in changes if change < 0)
+    if not changes:
+        return math.nan
+    return 100 * fell / moved if moved else 0.0
+
+
 def _correlation(history: History) -> float:
     """Pearson's correlation of the margin with the test accuracy along the recorded steps."""
     margin, accuracy = history.get("margin", ()), history.get("test_accuracy", ())
@@ -138,11 +148,19 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
             short="mean",
         ),
         "margin_rises": Quantity(
-            "recorded steps to which the margin rose",
+            "share of recorded steps to which the margin rose",
             "%",
             percent=True,
             derive=_rises,
             short="rises",
+        ),
+        "margin_downward": Quantity(
+            "share of the margin's movement that went down",
+            "%",
+            rising=False,
+            percent=True,
+            derive=_downward,
+            short="down",
         ),
         "margin_correlation": Quantity(
             "correlation of margin and test accuracy",
@@ -156,7 +174,7 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
             short="gap",
         ),
         "third_assumption": Quantity(
-            "recorded steps at which the third assumption of theorem 2 holds",
+            "share of recorded steps at which the third assumption of theorem 2 holds",
             "%",
             percent=True,
             derive=_third_assumption,

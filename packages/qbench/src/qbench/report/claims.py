@@ -130,8 +130,8 @@ def judge(
                 verdict, where = "not decided", ""
             reports.append(
                 ClaimReport(
-                    text=f"{_text(claim)} on {panel}",
-                    statement=_text(claim),
+                    text=f"{_statement(claim)} on {panel}",
+                    statement=_statement(claim),
                     short=_short(claim),
                     subject=_subject(claim),
                     source=claim.source,
@@ -468,6 +468,12 @@ def _short(claim: Claim) -> str:
         spread = f" ± {claim.spread:g}" if claim.spread is not None else ""
         return f"{claim.value:g}{spread}"
     return _text(claim)
+
+
+def _statement(claim: Claim) -> str:
+    """The claim, with the models it speaks of where it names some and their order does not."""
+    named = claim.models if isinstance(claim, RisesClaim | LimitClaim) else None
+    return f"{', '.join(named)}: {_text(claim)}" if named else _text(claim)
 
 
 def _text(claim: Claim) -> str:

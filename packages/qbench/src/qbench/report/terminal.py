@@ -155,10 +155,11 @@ def _choices_grids(report: Report) -> Iterator[Grid]:
 def _claims_grids(report: Report) -> Iterator[Grid]:
     """A grid for each claim: one row per panel, the verdicts under every combination."""
     alone = len(report.combinations) == 1
-    for statement in dict.fromkeys(claim.statement for claim in report.claims):
-        claims = [claim for claim in report.claims if claim.statement == statement]
+    # the same may be claimed in two places, of other panels
+    for statement, source in dict.fromkeys((c.statement, c.source) for c in report.claims):
+        claims = [c for c in report.claims if (c.statement, c.source) == (statement, source)]
         word = "Claim" if claims[0].of_paper else "Question"
-        grid = _grid(f"{word}: {statement}  ({claims[0].source})")
+        grid = _grid(f"{word}: {statement}  ({source})")
         grid.add_column("panel")
         for choices in report.combinations:
             grid.add_column(_heading(report, choices) or "verdict")
