@@ -207,7 +207,8 @@ def constants_written_out(model, x, y):
         gaps.append((outputs[wrong[0]] - outputs[wrong[1]]).item())
         inverse_a.append(theta.norm().item() ** degree / outputs.norm().item())
         v.append(outputs.softmax(0)[wrong[0]].item())
-    singular = torch.linalg.svdvals(torch.stack(alphas))
+    alphas = torch.stack(alphas)
+    singular = torch.linalg.svdvals(alphas)
     inverse_a, v = torch.tensor(inverse_a, dtype=DOUBLE), torch.tensor(v, dtype=DOUBLE)
     cosine = (inverse_a @ v / inverse_a.norm() / v.norm()).item()
     scale = (len(outputs) - 2) * inverse_a.sum().item() / len(x) / theta.norm().item() ** degree
@@ -216,6 +217,7 @@ def constants_written_out(model, x, y):
         "gradient_norm": max(norms),
         "separation": 1 / min(gaps),
         "cosine": cosine,
+        "gram_cosine": functional.cosine_similarity(inverse_a @ alphas, v @ alphas, dim=0).item(),
         "lower_bound": -(max(norms) ** 2) * scale * math.exp(-min(gaps)),
     }
 
@@ -226,6 +228,19 @@ def test_the_constants_written_out(name):
     found = margin_bound(model, x, y)
     for key, value in constants_written_out(model, x, y).items():
         assert getattr(found, key) == pytest.approx(value, rel=1e-6), key
+
+
+def test_the_third_assumption_keeps_what_the_proof_needs_from_being_negative():
+    held = negative = 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        model = LowRankForm(12, 3, rank=1).double()
+        found = margin_bound(model, torch.randn(3, 12, dtype=DOUBLE), torch.randint(3, (3,)))
+        held += found.third_assumption
+        negative += found.gram_cosine < 0
+        assert found.gram_cosine >= 0 or not found.third_assumption
+    assert held >= 20
+    assert negative >= 1  # so that it could have been otherwise
 
 
 def test_gradients_in_several_blocks_change_nothing(monkeypatch):
@@ -275,7 +290,7 @@ def test_a_tie_of_wrong_classes_is_not_separated():
     ],
 )
 def test_the_third_assumption(c, m, holds):
-    assert MarginBound(c, 1.0, 0.0, m, 0.0, 1, 2.0).third_assumption is holds
+    assert MarginBound(c, 1.0, 0.0, m, 1.0, 0.0, 1, 2.0).third_assumption is holds
 
 
 # --- errors ---

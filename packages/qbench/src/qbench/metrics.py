@@ -126,6 +126,9 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
         "closeness": Quantity("e^(-1/ε) of theorem 2", rising=False, short="e^(-1/ε)"),
         "reciprocal_condition": Quantity("1/c, of theorem 2's condition number", short="1/c"),
         "alignment": Quantity("cosine m of theorem 2", short="m"),
+        "gram_alignment": Quantity(
+            "cosine of Σ α_n/a_n and Σ v_n α_n, of theorem 2's proof", short="αα"
+        ),
         "best_test_accuracy": Quantity(
             "best epoch on test",
             "%",

@@ -75,6 +75,7 @@ _THEOREM2 = (
     "closeness",
     "reciprocal_condition",
     "alignment",
+    "gram_alignment",
 )
 
 
@@ -90,8 +91,8 @@ def theorem2(training: Training) -> dict[str, Tensor]:
     the change of the margin in that step over its length η, and the mean size of the drift of a_n,
     which the first assumption has at 0, over the first 2000 training samples; over at most 512 of
     them the theorem's lower bound, the factor :math:`e^{-1/\varepsilon}` in it, which the second
-    assumption is to make small, and 1/c and m of the third. In double precision. NaN for a seed
-    that diverged.
+    assumption is to make small, 1/c and m of the third, and the cosine that the third is to keep
+    from being negative. In double precision. NaN for a seed that diverged.
 
     Source: DIQNN (arXiv 2307.13609), supplement 3.3 and figure 4.
     """
@@ -126,6 +127,7 @@ def theorem2(training: Training) -> dict[str, Tensor]:
                 "closeness": torch.tensor(_inverse_exp(bound.separation)),
                 "reciprocal_condition": torch.tensor(1 / bound.condition_number),
                 "alignment": torch.tensor(bound.cosine),
+                "gram_alignment": torch.tensor(bound.gram_cosine),
             }
         )
     return {

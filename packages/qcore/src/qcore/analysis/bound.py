@@ -26,6 +26,10 @@ class MarginBound:
         separation: ε, the smallest for which every sample is ε-separated: one over the smallest
             gap between the two best wrong classes. 0 for two classes, infinite at a tie.
         cosine: m, of the vectors :math:`1/a_n` and :math:`v_n`.
+        gram_cosine: of :math:`\sum_n \alpha_n / a_n` and :math:`\sum_n v_n \alpha_n`, which is
+            :math:`a^T\!A v / \sqrt{a^T\!A a \cdot v^T\!A v}` in the paper's symbols, a being the
+            vector of the :math:`1/a_n`. All that the proof needs of the third assumption is that
+            it is not negative. NaN where one of the sums is 0.
         lower_bound: :math:`-M^2 (k-2) \lVert a \rVert_1 e^{-1/\varepsilon} / (N \lVert\theta
             \rVert^L)`, with :math:`\lVert a \rVert_1 = \sum_n 1/a_n`.
         samples: the number N of samples it was measured on.
@@ -36,6 +40,7 @@ class MarginBound:
     gradient_norm: float
     separation: float
     cosine: float
+    gram_cosine: float
     lower_bound: float
     samples: int
     degree: float
@@ -152,11 +157,14 @@ def margin_bound(
     v = outputs.softmax(-1).gather(-1, other.unsqueeze(-1)).squeeze(-1)
     # 1/a_n = ‖θ‖^L / ‖Φ_n‖; the power of ‖θ‖ cancels in m and in the bound
     cosine = functional.cosine_similarity(1 / length, v, dim=0, eps=0.0).clamp(max=1.0).item()
+    sides = torch.stack([1 / length, v]).to(gram.dtype)
+    products = sides @ gram @ sides.mT  # of Σ α_n / a_n and Σ v_n α_n with each other
     return MarginBound(
         condition_number=_condition_number(gram),
         gradient_norm=largest,
         separation=1 / gap if gap > 0 else math.inf,
         cosine=cosine,
+        gram_cosine=(products[0, 1] / products.diagonal().prod().sqrt()).item(),
         lower_bound=-(largest**2) * (classes - 2) * (1 / length).mean().item() * math.exp(-gap),
         samples=len(x),
         degree=degree,
