@@ -591,6 +591,13 @@ SENTENCES: list[tuple[str, list[float | str]]] = [
         ],
     ),
     (
+        "are both ahead of the linear classifier on Wisconsin ({:.1f}, {:.1f} and {:.1f} %)",
+        [
+            mean("uci", model, "wisconsin", test_fraction=0.5)
+            for model in ("rank1", "dense", "linear")
+        ],
+    ),
+    (
         "on MNIST the mean over the classes is {:.2f} from the default initial scale, and {:.2f} "
         "and {:.2f} from scales of 0.3 and of 0.1 (three seeds each)",
         [
@@ -820,8 +827,8 @@ SENTENCES: list[tuple[str, list[float | str]]] = [
         ],
     ),
     (
-        "the margin fell to {:.0f} % of the recorded steps, and {:.1f} % of its way led down (at most "
-        "{:.1f}).",
+        "the margin fell to {:.0f} % of the recorded steps, and {:.1f} % of its way led down (at "
+        "most {:.1f}).",
         [
             100 - fmean(trial.value("margin_rises") or 0.0 for trial in BY_DESCENT),
             fmean(downward(BY_DESCENT)),
@@ -936,7 +943,7 @@ def test_a_norm_of_quadratic_branches_alone_is_no_cure_at_large_rates() -> None:
     assert max(float(cell.axes["lr"]) for cell in found) == 1.0
 
 
-def test_no_initial_scale_turns_an_order_of_uci_round() -> None:
+def test_neither_an_initial_scale_nor_a_test_fraction_turns_an_order_of_uci_round() -> None:
     report = REPORTS["uci"]
     first = dict(report.combinations[0])
     for claim in report.claims:
@@ -945,6 +952,21 @@ def test_no_initial_scale_turns_an_order_of_uci_round() -> None:
             if claim.choices["init_scale"] == 3.0 and claim.statement.startswith("linear < rank1"):
                 assert claim.verdict == "holds"
     assert report.choices["init_scale"] == [1.0, 0.1, 0.3, 3.0]
+    assert report.choices["test_fraction"] == [0.2, 0.1, 0.3, 0.5]
+
+
+def test_a_larger_test_part_of_uci_decides_more() -> None:
+    held = {
+        (claim.choices["test_fraction"], claim.subject, claim.panel): claim.verdict == "holds"
+        for claim in REPORTS["uci"].claims
+        if claim.choices["scaling"] == "maxabs"
+        and claim.choices["init_scale"] == 1.0
+        and claim.statement.startswith("linear < ")
+    }
+    for model in ("dense", "rank1"):
+        assert held[0.5, model, "wisconsin"]
+        assert held[0.2, model, "wisconsin"] == (model == "dense")
+        assert not any(held[part, model, "wine"] for part in (0.1, 0.2, 0.3, 0.5))
 
 
 def test_the_margin_falls_under_gradient_descent_while_the_accuracy_does_not() -> None:
