@@ -242,7 +242,9 @@ def test_the_same_report_gives_the_same_page(
     ("verdicts", "summary"),
     [
         (["holds", "holds", "holds"], "holds for every scaling"),
-        (["holds", "does not hold", "holds"], "holds only for scaling = maxabs, minmax"),
+        (["holds", "does not hold", "holds"], "holds for all but scaling = raw"),
+        (["not decided", "does not hold", "holds"], "holds only for scaling = minmax"),
+        (["not tested", "does not hold", "holds"], "holds only for scaling = minmax"),
         (
             ["holds", "not tested", "holds"],
             "holds for scaling = maxabs, minmax, and was tested for no other",

@@ -1,6 +1,7 @@
 """What stands on the terminal."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -25,6 +26,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     for _ in run_blocks(made, plan(made, cells, 2)):
         pass
     return made
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report of five combinations of two choices, which are no product."""
+    made = RunFolder(tmp_path_factory.mktemp("runs"), UCI, create=True)
+    only = {"dataset": ("iris", "wine"), "model": ("linear", "dense")}
+    for axes in (
+        {"scaling": ("maxabs", "standard"), "test_fraction": (0.2, 0.5)},
+        {"test_fraction": (0.1,)},
+    ):
+        for _ in run_blocks(made, plan(made, UCI.cells(only, axes, reduced="quick"), 1)):
+            pass
+    return report_of(made, reduced="quick")[0]
 
 
 def printed(folder: RunFolder, width: int) -> str:
@@ -70,6 +85,35 @@ def test_choices_stand_side_by_side(folder: RunFolder) -> None:
     )
     assert "maxabs" in text
     assert "raw" in text
+
+
+def test_of_several_choices_a_combination_is_named_by_what_is_not_as_usual(many: Report) -> None:
+    labels = [many.label([choices]) for choices in many.combinations]
+    assert labels == [
+        "scaling = maxabs, test_fraction = 0.2",
+        "test_fraction = 0.1",
+        "test_fraction = 0.5",
+        "scaling = standard",
+        "scaling = standard, test_fraction = 0.5",
+    ]
+    of_all = "; ".join([labels[0], "test_fraction = 0.1, 0.5", *labels[3:]])
+    assert many.label(many.combinations) == of_all
+
+
+def test_many_combinations_are_rows_of_a_claim_none_of_them_cut(many: Report) -> None:
+    claim = many.claims[0].model_copy(update={"verdict": "holds"})
+    claims = [
+        claim.model_copy(
+            update={"panel": panel, "choices": dict(choices), "verdict": verdict},
+        )
+        for choices in many.combinations
+        for panel, verdict in (("iris", "holds"), ("wine", "does not hold"))
+    ]
+    text = as_printed(many.model_copy(update={"claims": claims}), 80)
+    shown = text[text.index(f"Claim: {claim.statement}") :]
+    assert "iris  wine" in shown
+    for choices in many.combinations:
+        assert re.search(rf"^ {many.label([choices])} +✓ +✗ *$", shown, re.MULTILINE)
 
 
 def test_what_two_sources_claim_stands_under_each_with_its_own_verdict(folder: RunFolder) -> None:

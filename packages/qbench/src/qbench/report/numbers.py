@@ -179,18 +179,29 @@ class Report(Frozen):
             and tuple(claim.choices.items()) == self.choices_of(cell)
         ]
 
+    def departures(self, choices: Choices) -> Choices:
+        """What tells a combination from the first: of that itself, all that varies."""
+        usual = self.combinations[0]
+        varied = {(name, value) for name, value in choices if name in self.varied}
+        different = varied if choices == usual else varied - set(usual)
+        return tuple(choice for choice in choices if choice in different)
+
     def label(self, combinations: Iterable[Choices]) -> str:
-        """Combinations in words: only what varies, as in ``scaling = maxabs, raw``; empty where
-        nothing does."""
-        parts = [
-            [format_value(dict(choices)[name]) for name in self.varied] for choices in combinations
-        ]
-        if len(self.varied) == 1:
-            return f"{self.varied[0]} = {', '.join(part[0] for part in parts)}"
-        return "; ".join(
-            ", ".join(f"{name} = {value}" for name, value in zip(self.varied, part, strict=True))
-            for part in parts
-        )
+        """Combinations in words, as in ``scaling = maxabs, raw``; empty where nothing varies.
+
+        Where several choices vary, the first combination is named in full, and of the others what
+        they differ in from it.
+        """
+        words: list[tuple[tuple[str, ...], str]] = []  # names, and names with values
+        for choices in combinations:
+            named = self.departures(choices)
+            names = tuple(name for name, _ in named)
+            if len(names) == 1 and words and words[-1][0] == names:
+                words[-1] = (names, f"{words[-1][1]}, {format_value(named[0][1])}")
+            else:
+                text = ", ".join(f"{name} = {format_value(value)}" for name, value in named)
+                words.append((names, text))
+        return "; ".join(text for _, text in words)
 
 
 def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result]) -> Report:

@@ -153,29 +153,46 @@ def _choices_grids(report: Report) -> Iterator[Grid]:
 
 
 def _claims_grids(report: Report) -> Iterator[Grid]:
-    """A grid for each claim: one row per panel, the verdicts under every combination."""
+    """A grid for each claim: one row per panel, the verdicts under every combination; a row per
+    combination where these are many."""
     alone = len(report.combinations) == 1
     # the same may be claimed in two places, of other panels
     for statement, source in dict.fromkeys((c.statement, c.source) for c in report.claims):
         claims = [c for c in report.claims if (c.statement, c.source) == (statement, source)]
         word = "Claim" if claims[0].of_paper else "Question"
         grid = _grid(f"{word}: {statement}  ({source})")
-        grid.add_column("panel")
-        for choices in report.combinations:
-            grid.add_column(_heading(report, choices) or "verdict")
+        by_place = {(claim.panel, tuple(claim.choices.items())): claim for claim in claims}
+        panels = list(dict.fromkeys(claim.panel for claim in claims))
+        rows: list[tuple[str, list[ClaimReport | None]]]
+        if len(report.combinations) > _SIDE_BY_SIDE:
+            grid.add_column(", ".join(report.varied))
+            for panel in panels:
+                grid.add_column(str(panel))
+            rows = [
+                (report.label([choices]), [by_place.get((panel, choices)) for panel in panels])
+                for choices in report.combinations
+            ]
+        else:
+            grid.add_column("panel")
+            for choices in report.combinations:
+                grid.add_column(_heading(report, choices) or "verdict")
+            rows = [
+                (str(panel), [by_place.get((panel, choices)) for choices in report.combinations])
+                for panel in panels
+            ]
         if alone:
             grid.add_column("measured")
-        by_place = {(claim.panel, tuple(claim.choices.items())): claim for claim in claims}
-        for panel in dict.fromkeys(claim.panel for claim in claims):
-            found = [by_place.get((panel, choices)) for choices in report.combinations]
-            row: list[RenderableType] = [str(panel), *(_verdict(c, alone) for c in found)]
-            grid.add_row(*row, *([found[0].why] if alone and found[0] else []))
+        for name, found in rows:
+            why = [found[0].why] if alone and found[0] else []
+            grid.add_row(name, *(_verdict(claim, alone) for claim in found), *why)
         yield grid
 
 
 def _heading(report: Report, choices: Choices) -> str:
-    """The values of what varies, without its name: columns are narrow."""
-    return ", ".join(format_value(value) for name, value in choices if name in report.varied)
+    """A combination as the head of a narrow column: values without names where these are clear."""
+    if len(report.varied) < 2 or choices == report.combinations[0]:
+        return ", ".join(format_value(value) for _, value in report.departures(choices))
+    return report.label([choices])
 
 
 def _verdict(claim: ClaimReport | None, in_words: bool) -> Text:
