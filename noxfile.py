@@ -233,6 +233,7 @@ def check_package(
         "--numprocesses=auto",
         "--dist=worksteal",
         "--timeout=600",  # seconds of one test: one that waits for ever says where
+        "--durations=20",
         "--pyargs",
         package,
         tests,
