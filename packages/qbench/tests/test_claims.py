@@ -733,34 +733,38 @@ def margins(made: Table, histories: Mapping[str, tuple[float, ...]]) -> Report:
 
 
 @pytest.mark.parametrize(
-    ("margin", "rises", "downward"),
+    ("margin", "rises", "fall"),
     [
         ((0.1, 0.2, 0.3), 100.0, 0.0),
         ((0.3, 0.2, 0.1), 0.0, 100.0),
         ((0.2, 0.2), 100.0, 0.0),
-        ((0.0, 0.3, 0.2, 0.1, 0.4), 50.0, 25.0),  # 0.6 up, 0.2 down, each in two steps
-        ((0.0, 0.3, 0.1, 0.4), 200 / 3, 25.0),  # the same way, recorded less often
+        ((0.0, 0.3, 0.2, 0.1, 0.4), 50.0, 50.0),  # from 0.3 to 0.1, of a range of 0.4
+        ((0.0, 0.3, 0.1, 0.4), 200 / 3, 50.0),  # the same way, recorded less often
+        ((0.0, 0.2, 0.1, 0.3, 0.2, 0.4), 60.0, 25.0),  # small falls do not add up
+        ((0.0, 0.4, 0.3, 0.35, 0.1), 50.0, 75.0),  # a rise between does not end a fall
     ],
 )
-def test_how_often_the_margin_rises_and_how_far_it_goes_down(
-    margin: tuple[float, ...], rises: float, downward: float
+def test_how_often_and_how_far_the_margin_falls(
+    margin: tuple[float, ...], rises: float, fall: float
 ) -> None:
-    history = {"margin": margin}
-    assert QUANTITIES["margin_rises"].derive(history) == pytest.approx(rises)
-    assert QUANTITIES["margin_downward"].derive(history) == pytest.approx(downward)
-    assert math.isnan(QUANTITIES["margin_downward"].derive({"margin": margin[:1]}))
+    often, far = (QUANTITIES[name].derive for name in ("margin_rises", "margin_drawdown"))
+    assert often is not None
+    assert far is not None
+    assert often({"margin": margin}) == pytest.approx(rises)
+    assert far({"margin": margin}) == pytest.approx(fall)
+    assert math.isnan(far({"margin": ()}))
 
 
 def test_a_limit_says_of_which_models_it_is_and_stands_once_for_each_source() -> None:
     made = table(
         "".join(
-            "  - {limit: margin_downward, to: 0, within: 5, "
+            "  - {limit: margin_drawdown, to: 0, within: 5, "
             f"models: [{model}], source: {source}}}\n"
             for model, source in (("linear", "S"), ("rank1", "S"), ("rank1", "not claimed"))
         )
     )
     report = margins(made, {"linear": (0.0, 1.0), "rank1": (0.0, 1.0, 0.9)})
-    limit = "share of the margin's movement that went down ends within 5 of 0"
+    limit = "largest fall of the margin relative to its range is within 5 of 0"
     assert [(claim.statement, claim.source, claim.verdict) for claim in report.claims] == [
         (f"linear: {limit}", "S", "holds"),
         (f"rank1: {limit}", "S", "does not hold"),

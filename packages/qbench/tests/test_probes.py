@@ -60,7 +60,7 @@ def test_the_constants_of_theorem_2_are_those_of_the_analysis() -> None:
 def test_the_third_assumption_is_judged_as_the_analysis_judges_it(
     condition: float, cosine: float
 ) -> None:
-    bound = MarginBound(condition, 1.0, 1.0, cosine, 1.0, -1.0, 8, 2.0)
+    bound = MarginBound(condition, 1.0, 1.0, cosine, -1.0, 8, 2.0, 1.0)
     history = {"reciprocal_condition": (1 / condition,), "alignment": (cosine,)}
     assert THIRD(history) == (100.0 if bound.third_assumption else 0.0)
 

@@ -87,7 +87,9 @@ def test_choices_stand_side_by_side(folder: RunFolder) -> None:
     assert "raw" in text
 
 
-def test_of_several_choices_a_combination_is_named_by_what_is_not_as_usual(many: Report) -> None:
+def test_of_several_choices_a_combination_is_named_by_what_tells_it_from_the_first(
+    many: Report,
+) -> None:
     labels = [many.label([choices]) for choices in many.combinations]
     assert labels == [
         "scaling = maxabs, test_fraction = 0.2",
@@ -98,6 +100,16 @@ def test_of_several_choices_a_combination_is_named_by_what_is_not_as_usual(many:
     ]
     of_all = "; ".join([labels[0], "test_fraction = 0.1, 0.5", *labels[3:]])
     assert many.label(many.combinations) == of_all
+    assert (
+        "Combinations of choices are named by what tells them from the first: "
+        "scaling = maxabs, test_fraction = 0.2."
+    ) in many.notes
+
+
+def test_no_head_of_a_combination_is_cut(many: Report) -> None:
+    text = as_printed(many, 80)
+    start = text.index("What the paper leaves open decides")
+    assert "…" not in text[start : text.index("Claim:", start)]
 
 
 def test_many_combinations_are_rows_of_a_claim_none_of_them_cut(many: Report) -> None:

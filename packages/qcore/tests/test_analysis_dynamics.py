@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from qcore import LowRankForm, QuadraticForm, QuadraticLinear, normalized_margin
-from qcore.analysis import MarginBound, homogeneity_degree, margin_bound, margin_dynamics
+from qcore.analysis import MarginBound, bound, homogeneity_degree, margin_bound, margin_dynamics
 
 DOUBLE = torch.float64
 X = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]], dtype=DOUBLE)
@@ -230,17 +230,27 @@ def test_the_constants_written_out(name):
         assert getattr(found, key) == pytest.approx(value, rel=1e-6), key
 
 
-def test_the_third_assumption_keeps_what_the_proof_needs_from_being_negative():
-    held = negative = 0
-    for seed in range(200):
-        torch.manual_seed(seed)
-        model = LowRankForm(12, 3, rank=1).double()
-        found = margin_bound(model, torch.randn(3, 12, dtype=DOUBLE), torch.randint(3, (3,)))
-        held += found.third_assumption
-        negative += found.gram_cosine < 0
-        assert found.gram_cosine >= 0 or not found.third_assumption
-    assert held >= 20
-    assert negative >= 1  # so that it could have been otherwise
+@pytest.mark.parametrize("c", [1.5, 5.0, 1e4])
+def test_the_third_assumption_keeps_the_cosine_of_the_proof_from_being_negative(c):
+    # A, v and b ⟂ v for which bᵀAv / vᵀAv is as low as for any: −(c − 1) / 2√c
+    gram = torch.diag(torch.tensor([c, 1.0], dtype=DOUBLE))
+    v = torch.tensor([1.0, c**0.5], dtype=DOUBLE)
+    b = torch.tensor([-(c**0.5), 1.0], dtype=DOUBLE)
+
+    def cosine(ratio):  # a = m v + √(1 − m²) b, with m / √(1 − m²) this ratio
+        return bound._cosine(ratio * v + b, gram, v)
+
+    assumed = cosine((c - 1) / 2)
+    assert assumed > 0
+    assert cosine((c - 1) / (2 * c**0.5)) == pytest.approx(0.0, abs=1e-9)
+    assert cosine((c - 1) / (2.1 * c**0.5)) < 0
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 15.0, 30.0])
+def test_the_cosine_of_the_proof_does_not_depend_on_the_scale_of_the_outputs(factor):
+    model = xor(1.2 * factor, factor / 1.2)  # e^(-s) of 30 is 0 in single precision
+    assert margin_bound(model, X[::2], Y[::2]).gram_cosine == pytest.approx(1.0)
+    assert margin_bound(model, X[:1], Y[:1]).gram_cosine == pytest.approx(1.0)
 
 
 def test_gradients_in_several_blocks_change_nothing(monkeypatch):
@@ -290,7 +300,7 @@ def test_a_tie_of_wrong_classes_is_not_separated():
     ],
 )
 def test_the_third_assumption(c, m, holds):
-    assert MarginBound(c, 1.0, 0.0, m, 1.0, 0.0, 1, 2.0).third_assumption is holds
+    assert MarginBound(c, 1.0, 0.0, m, 0.0, 1, 2.0, 1.0).third_assumption is holds
 
 
 # --- errors ---

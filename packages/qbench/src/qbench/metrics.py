@@ -6,7 +6,7 @@ Some are recorded along training; the others are derived from such a record, and
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import fmean
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -62,14 +62,13 @@ def _rises(history: History) -> float:
     return 100 * fmean(after >= before for before, after in pairs) if pairs else math.nan
 
 
-def _downward(history: History) -> float:
-    """All falls of the margin between recorded steps, in percent of all falls and rises."""
-    changes = [after - before for before, after in pairwise(history.get("margin", ()))]
-    moved = math.fsum(map(abs, changes))
-    fell = math.fsum(-change for change in changes if change < 0)
-    if not changes:
+def _drawdown(history: History) -> float:
+    """The largest fall of the margin below a value that it had reached, in percent of its range."""
+    margin = history.get("margin", ())
+    if not margin:
         return math.nan
-    return 100 * fell / moved if moved else 0.0
+    fall = max(top - value for top, value in zip(accumulate(margin, max), margin, strict=True))
+    return 100 * fall / (max(margin) - min(margin)) if fall else 0.0
 
 
 def _correlation(history: History) -> float:
@@ -127,7 +126,7 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
         "reciprocal_condition": Quantity("1/c, of theorem 2's condition number", short="1/c"),
         "alignment": Quantity("cosine m of theorem 2", short="m"),
         "gram_alignment": Quantity(
-            "cosine of Σ α_n/a_n and Σ v_n α_n, of theorem 2's proof", short="αα"
+            "cosine of Σ α_n/a_n and Σ v_n α_n, of theorem 2's proof", short="cosine"
         ),
         "best_test_accuracy": Quantity(
             "best epoch on test",
@@ -151,19 +150,19 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
             short="mean",
         ),
         "margin_rises": Quantity(
-            "share of recorded steps to which the margin rose",
+            "share of recorded steps to which the margin did not fall",
             "%",
             percent=True,
             derive=_rises,
             short="rises",
         ),
-        "margin_downward": Quantity(
-            "share of the margin's movement that went down",
+        "margin_drawdown": Quantity(
+            "largest fall of the margin relative to its range",
             "%",
             rising=False,
             percent=True,
-            derive=_downward,
-            short="down",
+            derive=_drawdown,
+            short="fall",
         ),
         "margin_correlation": Quantity(
             "correlation of margin and test accuracy",

@@ -208,9 +208,10 @@ def _judge(
             return "not tested", f"no trial has a value of {metric_name(claim.limit)}", None
         furthest = max(ends, key=lambda value: abs(value - claim.to))
         holds = abs(furthest - claim.to) <= claim.within
+        verb = "ends at" if QUANTITIES[claim.limit].derive is None else "is"
         return (
             ("holds" if holds else "does not hold"),
-            f"ends at {format_number(furthest, claim.limit)}, the furthest of {len(ends)}",
+            f"{verb} {format_number(furthest, claim.limit)}, the furthest of {len(ends)}",
             None,
         )
     if isinstance(claim, InteriorClaim):
@@ -487,7 +488,8 @@ def _text(claim: Claim) -> str:
     if isinstance(claim, RisesClaim):
         return f"{metric_name(claim.rises)} never falls"
     if isinstance(claim, LimitClaim):
-        return f"{metric_name(claim.limit)} ends within {claim.within:g} of {claim.to:g}"
+        verb = "ends" if QUANTITIES[claim.limit].derive is None else "is"  # of the whole training
+        return f"{metric_name(claim.limit)} {verb} within {claim.within:g} of {claim.to:g}"
     if isinstance(claim, InteriorClaim):
         first, last = claim.interior[0], claim.interior[-1]
         return f"best strictly between {first} and {last} in {metric_name(claim.by)}"

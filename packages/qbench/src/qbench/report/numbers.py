@@ -242,6 +242,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         warnings=_warnings(table, present, reduced, len(results), len(results) + lacking),
         notes=[
             *_notes(table, present, latest, reduced),
+            *_naming(table, list(groups)),
             *_incomplete(table, groups, missing),
         ],
         command=_command(table, present, reduced),
@@ -526,6 +527,16 @@ def _notes(
             )
         )
     return notes
+
+
+def _naming(table: Table, combinations: Sequence[tuple[Scalar, ...]]) -> list[str]:
+    """How combinations of several choices are named: see ``Report.label``."""
+    by_name = dict(zip(table.unstated, zip(*combinations, strict=True), strict=True))
+    varied = {name: values[0] for name, values in by_name.items() if len(set(values)) > 1}
+    if len(varied) < 2:
+        return []
+    first = ", ".join(f"{name} = {format_value(value)}" for name, value in varied.items())
+    return [f"Combinations of choices are named by what tells them from the first: {first}."]
 
 
 def _command(

@@ -145,10 +145,15 @@ def _summary(report: Report, by_verdict: Mapping[Verdict, Sequence[Choices]]) ->
         where = f"for {report.label(holding)}, and was tested for no other"
         return f"holds {where if untested else f'for every {each}'}", "good"
     if holding:
-        others = [choices for choices in report.combinations if choices not in holding]
-        if len(others) < len(holding) and not untested:
-            return f"holds for all but {report.label(others)}", "open"
-        return f"holds only for {report.label(holding)}", "open"
+        refuted = by_verdict.get("does not hold", ())
+        if len(holding) <= len(refuted) + len(undecided) or untested:
+            return f"holds only for {report.label(holding)}", "open"
+        words = (
+            f"{word} for {report.label(found)}"
+            for word, found in (("not", refuted), ("not decided", undecided))
+            if found
+        )
+        return f"holds, but {'; '.join(words)}", "open"
     if undecided:
         return f"holds for no {each}; not decided for {report.label(undecided)}", "open"
     return f"holds for no {each}" + (" tested" if untested else ""), "bad"

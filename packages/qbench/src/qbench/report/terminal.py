@@ -136,8 +136,10 @@ def _choices_grids(report: Report) -> Iterator[Grid]:
     by_place = {
         (cell.panel, cell.axes["model"], report.choices_of(cell)): cell for cell in report.cells
     }
-    for first in range(0, len(report.combinations), _SIDE_BY_SIDE):
-        combinations = report.combinations[first : first + _SIDE_BY_SIDE]
+    # names of choices stand in the heads where several vary, and need room
+    most = _SIDE_BY_SIDE if len(report.varied) == 1 else _SIDE_BY_SIDE - 1
+    for first in range(0, len(report.combinations), most):
+        combinations = report.combinations[first : first + most]
         grid = _grid(f"What the paper leaves open decides: {metric} by {varied}")
         grid.add_column("panel", no_wrap=True)
         grid.add_column("model", no_wrap=True)
@@ -165,9 +167,9 @@ def _claims_grids(report: Report) -> Iterator[Grid]:
         panels = list(dict.fromkeys(claim.panel for claim in claims))
         rows: list[tuple[str, list[ClaimReport | None]]]
         if len(report.combinations) > _SIDE_BY_SIDE:
-            grid.add_column(", ".join(report.varied))
+            grid.add_column("choices")
             for panel in panels:
-                grid.add_column(str(panel))
+                grid.add_column(panel or "verdict")
             rows = [
                 (report.label([choices]), [by_place.get((panel, choices)) for panel in panels])
                 for choices in report.combinations

@@ -26,24 +26,24 @@ class MarginBound:
         separation: ε, the smallest for which every sample is ε-separated: one over the smallest
             gap between the two best wrong classes. 0 for two classes, infinite at a tie.
         cosine: m, of the vectors :math:`1/a_n` and :math:`v_n`.
-        gram_cosine: of :math:`\sum_n \alpha_n / a_n` and :math:`\sum_n v_n \alpha_n`, which is
-            :math:`a^T\!A v / \sqrt{a^T\!A a \cdot v^T\!A v}` in the paper's symbols, a being the
-            vector of the :math:`1/a_n`. All that the proof needs of the third assumption is that
-            it is not negative. NaN where one of the sums is 0.
         lower_bound: :math:`-M^2 (k-2) \lVert a \rVert_1 e^{-1/\varepsilon} / (N \lVert\theta
             \rVert^L)`, with :math:`\lVert a \rVert_1 = \sum_n 1/a_n`.
         samples: the number N of samples it was measured on.
         degree: the degree L of homogeneity that was used.
+        gram_cosine: the cosine of :math:`\sum_n \alpha_n / a_n` and :math:`\sum_n v_n \alpha_n`,
+            :math:`a^T\!A v / \sqrt{a^T\!A a \cdot v^T\!A v}` with the paper's vector a of the
+            :math:`1/a_n`. All that the proof needs of the third assumption is that it is not
+            negative. NaN where one of the sums is 0.
     """
 
     condition_number: float
     gradient_norm: float
     separation: float
     cosine: float
-    gram_cosine: float
     lower_bound: float
     samples: int
     degree: float
+    gram_cosine: float
 
     @property
     def third_assumption(self) -> bool:
@@ -63,7 +63,7 @@ def margin_bound(
     samples: int = 512,
     seed: int = 0,
 ) -> MarginBound:
-    r"""The constants c, M, ε and m of theorem 2, measured at the model's present parameters.
+    r"""The constants of theorem 2, and the cosine that its proof needs, at the present parameters.
 
     .. math::
         c - 1 \le \frac{2m}{\sqrt{1-m^2}} \;\Rightarrow\;
@@ -154,21 +154,28 @@ def margin_bound(
         for j in range(classes)
     )
     gap = _smallest_gap(outputs, y)
-    v = outputs.softmax(-1).gather(-1, other.unsqueeze(-1)).squeeze(-1)
-    # 1/a_n = ‖θ‖^L / ‖Φ_n‖; the power of ‖θ‖ cancels in m and in the bound
+    # up to a factor, which cancels: no probability of a confident network underflows
+    log_v = outputs.log_softmax(-1).gather(-1, other.unsqueeze(-1)).squeeze(-1)
+    v = (log_v - log_v.max()).exp()
+    # 1/a_n = ‖θ‖^L / ‖Φ_n‖; the power of ‖θ‖ cancels in both cosines and in the bound
     cosine = functional.cosine_similarity(1 / length, v, dim=0, eps=0.0).clamp(max=1.0).item()
-    sides = torch.stack([1 / length, v]).to(gram.dtype)
-    products = sides @ gram @ sides.mT  # of Σ α_n / a_n and Σ v_n α_n with each other
     return MarginBound(
         condition_number=_condition_number(gram),
         gradient_norm=largest,
         separation=1 / gap if gap > 0 else math.inf,
         cosine=cosine,
-        gram_cosine=(products[0, 1] / products.diagonal().prod().sqrt()).item(),
         lower_bound=-(largest**2) * (classes - 2) * (1 / length).mean().item() * math.exp(-gap),
         samples=len(x),
         degree=degree,
+        gram_cosine=_cosine(1 / length, gram, v),
     )
+
+
+def _cosine(one: Tensor, gram: Tensor, other: Tensor) -> float:
+    """The cosine of two sums of vectors, of which ``gram`` has the inner products."""
+    sides = functional.normalize(torch.stack([one, other]).to(gram.dtype), eps=0.0)
+    products = sides @ gram @ sides.mT
+    return (products[0, 1] / products.diagonal().sqrt().prod()).clamp(-1.0, 1.0).item()
 
 
 def _smallest_gap(outputs: Tensor, y: Tensor) -> float:
