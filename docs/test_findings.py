@@ -1060,11 +1060,11 @@ def test_the_gap_in_theorem_2_turns_the_sign_and_the_third_assumption_never_hold
         assert trial.history["inner_product"][-1] < 0.0
     for trial in OF_THEOREM_2:
         assert trial.value("third_assumption") == 0.0
+        assert trial.parameters == 7840
     # nor does the weaker one that docs/theory/diqnn.md gives
     c = 1 / max(recorded("reciprocal_condition"))
     m = max(recorded("alignment"))
     assert (c - 1) / math.sqrt(c) > 30 * 2 * m / math.sqrt(1 - m * m)
-        assert trial.parameters == 7840
 
 
 def test_table_2_is_as_printed_where_the_best_on_test_is_taken_and_not_otherwise() -> None:
