@@ -242,6 +242,43 @@ def scaling() -> Figure:
     return figure
 
 
+def rate() -> Figure:
+    """Accuracy of the table ``mnist`` along the learning rate of a mean over a batch of 100."""
+    report = _report("mnist")
+    usual = dict(report.combinations[0])
+    models = {"linear": (ORANGE, "linear"), "relu8000": (GREEN, "ReLU network")}
+    models["dense"] = (BLUE, "dense form")
+    figure = new_figure("", width=7.2, height=2.9, mark=report.mark)
+    axes = figure.subplots()
+    for model, (colour, words) in models.items():
+        found = {
+            float(cell.axes["lr"]) * (100 if cell.axes["reduction"] == "sum" else 1): cell
+            for cell in report.cells
+            if cell.axes["model"] == model
+            and all(cell.axes[name] == usual[name] for name in ("pixels", "init_scale"))
+        }
+        rates = sorted(found)
+        means = np.array([found[rate].mean for rate in rates], dtype=float)
+        low, high = np.array([found[rate].interval95 for rate in rates]).clip(0, 100).T
+        axes.errorbar(
+            rates,
+            means,
+            [means - low, high - means],
+            color=colour,
+            marker="o",
+            markersize=4.5,
+            capsize=3,
+            label=words,
+        )
+    style(axes, "", xlabel="learning rate", ylabel="test accuracy (%)")
+    axes.set_xscale("log")
+    rates = [0.01, 0.02, 0.05, 0.1, 1.0]
+    axes.set_xticks(rates, [*map(str, rates[:-1]), "1\n(the sum)"])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center right")
+    return figure
+
+
 def cifar() -> Figure:
     """Accuracy along ten epochs of CIFAR-10, a line a seed, from the trials of ``relinear``."""
     ways = {
@@ -370,6 +407,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "spectrum": spectrum,
     "clipping": clipping,
     "matched": matched,
+    "rate": rate,
     "scaling": scaling,
     "strategies": strategies,
     "cifar": cifar,
