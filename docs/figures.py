@@ -272,7 +272,7 @@ def rate() -> Figure:
         )
     style(axes, "", xlabel="learning rate", ylabel="test accuracy (%)")
     axes.set_xscale("log")
-    rates = [0.01, 0.02, 0.05, 0.1, 1.0]
+    rates = [0.01, 0.02, 0.03, 0.05, 0.1, 1.0]
     axes.set_xticks(rates, [*map(str, rates[:-1]), "1\n(the sum)"])
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center right")

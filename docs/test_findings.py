@@ -414,8 +414,8 @@ SENTENCES: list[tuple[str, list[float | str]]] = [
     ),
     (
         "The lead of the dense form over the ReLU network is {:.1f} points at 0.01, {:.1f} at "
-        "0.02, {:.1f} at 0.05 and {:.1f} at 0.1 (not decided).",
-        [lead_of_dense(lr=rate) for rate in (0.01, 0.02, 0.05, 0.1)],
+        "0.02, {:.1f} at 0.03, {:.1f} at 0.05 and {:.1f} at 0.1 (not decided).",
+        [lead_of_dense(lr=rate) for rate in (0.01, 0.02, 0.03, 0.05, 0.1)],
     ),
     (
         "the ReLU network has {:.1f} % and the dense form {:.1f}: behind by {:.1f} (p = {:.3f}),",
@@ -974,7 +974,7 @@ AS_STATED = [
     "(The network trained on digits with γ = 0.1,",
     "has 88.6 % without them, after batch norm has taken its averages anew, and 99.2 with",
     "outputs scaled by 0.3 and 0.1",
-    "(A rate of 0.03 and a start of 0.1 have not been run.)",
+    "(A start of 0.1 has not been run.)",
     "The initial scale, four from 0.1 to 3,",
     "from scales of 0.3 and of 0.1 (three",
     "With outputs scaled by 0.1",
@@ -1130,7 +1130,6 @@ def test_the_order_of_table_2_is_turned_round_by_the_sum_alone() -> None:
     }
     assert of["does not hold"] == {(("reduction", "sum"),)}
     assert of["not decided"] == {(("lr", 0.1),), (("pixels", "raw"),)}
-    assert 0.03 not in REPORTS["mnist"].choices["lr"]
     assert 0.1 not in REPORTS["mnist"].choices["init_scale"]
 
 
