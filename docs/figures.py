@@ -1,12 +1,14 @@
 """The figures of the pages, each a function that makes it from data; their look is the reports'."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -15,7 +17,7 @@ from qbench.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PINK, PYPLOT,
 from qbench.report.evidence import Evidence
 from qbench.report.figures import accuracy_by_model
 from qbench.report.files import read_reports
-from qbench.report.numbers import Report
+from qbench.report.numbers import CellReport, Report
 from qbench.report.paper_figures import draw
 from qbench.trial import Result
 from qcore import analysis
@@ -151,21 +153,8 @@ def clipping() -> Figure:
     for way, (colour, words) in ways.items():
         run = [cell for cell in cells if cell.axes["clipping"] == way]
         run.sort(key=lambda cell: float(cell.axes["model"]))
-        places = np.array([values.index(str(cell.axes["model"])) for cell in run])
-        means = np.array([np.nan if cell.mean is None else cell.mean for cell in run])
-        known = [cell.interval95 or (cell.mean or 0.0,) * 2 for cell in run]
-        # no accuracy is below 0 or above 100
-        low, high = np.array(known).clip(0, 100).T
-        axes.errorbar(
-            places,
-            means,
-            [means - low, high - means],
-            color=colour,
-            marker="o",
-            markersize=4.5,
-            capsize=3,
-            label=words,
-        )
+        places = [values.index(str(cell.axes["model"])) for cell in run]
+        _accuracies(axes, places, run, color=colour, marker="o", capsize=3, label=words)
         for place, cell in zip(places, run, strict=True):
             if cell.diverged:
                 said = f"{cell.diverged} of {cell.trials}\ndiverged"
@@ -179,6 +168,16 @@ def clipping() -> Figure:
     axes.set_ylim(0, 104)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower left")
     return figure
+
+
+def _accuracies(
+    axes: Axes, places: Sequence[float] | np.ndarray, cells: Sequence[CellReport], **look: Any
+) -> None:
+    """The means of cells at their places, with 95 % intervals: of those that have any."""
+    means = np.array([np.nan if cell.mean is None else cell.mean for cell in cells])
+    known = [cell.interval95 or (cell.mean or 0.0,) * 2 for cell in cells]
+    low, high = np.array(known).clip(0, 100).T  # no accuracy is below 0 or above 100
+    axes.errorbar(places, means, [means - low, high - means], markersize=4.5, **look)
 
 
 def matched() -> Figure:
@@ -216,18 +215,8 @@ def scaling() -> Figure:
                 and of_others.items() <= cell.axes.items()
             }
             shown = [found[str(scaling)] for scaling in scalings]
-            means = np.array([cell.mean for cell in shown], dtype=float)
-            low, high = np.array([cell.interval95 for cell in shown]).clip(0, 100).T
-            one.errorbar(
-                np.arange(len(shown)) + offset,
-                means,
-                [means - low, high - means],
-                color=colour,
-                fmt="o",
-                markersize=4.5,
-                capsize=2,
-                label=words,
-            )
+            places = np.arange(len(shown)) + offset
+            _accuracies(one, places, shown, color=colour, fmt="o", capsize=2, label=words)
         style(one, dataset)
         one.set_xticks(range(len(scalings)), scalings, rotation=40, ha="right")
     axes[0].set_ylabel("test accuracy (%)")
@@ -258,21 +247,10 @@ def rate() -> Figure:
             and all(cell.axes[name] == usual[name] for name in ("pixels", "init_scale"))
         }
         rates = sorted(found)
-        means = np.array([found[rate].mean for rate in rates], dtype=float)
-        low, high = np.array([found[rate].interval95 for rate in rates]).clip(0, 100).T
-        axes.errorbar(
-            rates,
-            means,
-            [means - low, high - means],
-            color=colour,
-            marker="o",
-            markersize=4.5,
-            capsize=3,
-            label=words,
-        )
+        run = [found[rate] for rate in rates]
+        _accuracies(axes, rates, run, color=colour, marker="o", capsize=3, label=words)
     style(axes, "", xlabel="learning rate", ylabel="test accuracy (%)")
     axes.set_xscale("log")
-    rates = [0.01, 0.02, 0.03, 0.05, 0.1, 1.0]
     axes.set_xticks(rates, [*map(str, rates[:-1]), "1\n(the sum)"])
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center right")

@@ -181,10 +181,10 @@ class Report(Frozen):
 
     def departures(self, choices: Choices) -> Choices:
         """What tells a combination from the first: of that itself, all that varies."""
-        usual = self.combinations[0]
-        varied = {(name, value) for name, value in choices if name in self.varied}
-        different = varied if choices == usual else varied - set(usual)
-        return tuple(choice for choice in choices if choice in different)
+        usual, varied = self.combinations[0], self.varied
+        if choices == usual:
+            return tuple((name, value) for name, value in choices if name in varied)
+        return tuple(choice for choice in choices if choice not in usual)
 
     def label(self, combinations: Iterable[Choices]) -> str:
         """Combinations in words, as in ``scaling = maxabs, raw``; empty where nothing varies.
