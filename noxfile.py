@@ -238,8 +238,13 @@ def check_package(
         package,
         tests,
         *session.posargs,
-        # Ray keeps its files in no virtual environment, where nox puts all temporary ones
-        env={"OMP_NUM_THREADS": "1", "RAY_TMPDIR": tempfile.gettempdir()},
+        env={
+            "OMP_NUM_THREADS": "1",
+            # Ray keeps its files in no virtual environment, where nox puts all temporary ones
+            "RAY_TMPDIR": tempfile.gettempdir(),
+            # its workers give way to everything else: beside other tests they would take minutes
+            "RAY_worker_niceness": "0",
+        },
     )
 
 

@@ -257,11 +257,29 @@ def test_a_block_that_fails_is_told_of_and_the_others_are_run(
     assert "Traceback" in activity.traceback
 
 
+@pytest.fixture
+def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The tasks that Ray was told to cancel."""
+    found: list[Any] = []
+    cancel = ray.cancel
+
+    def noted(answer: Any, **how: Any) -> None:
+        found.append(answer)
+        cancel(answer, **how)
+
+    monkeypatch.setattr(ray, "cancel", noted)
+    return found
+
+
 @pytest.mark.parametrize("seen_at", [None, NOWHERE], ids=["in the run folder", "apart from it"])
 @pytest.mark.usefixtures("cluster")
 def test_a_fault_that_every_block_would_meet_ends_the_run(
-    tmp_path: Path, seen_at: Path | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cancelled: list[Any],
+    seen_at: Path | None,
 ) -> None:
+    monkeypatch.setattr(cluster_module, "_QUIET_FOR", 120.0)  # however busy the machine is
     folder = made(tmp_path, table(NETWORKS, SMALL))
     here(folder)
     for result in folder.results(folder.table.cells()):
@@ -274,6 +292,21 @@ def test_a_fault_that_every_block_would_meet_ends_the_run(
     ):
         on_nodes(folder, seen_at=seen_at)
     assert not list(folder.path.glob(".shared-*"))
+    assert cancelled == []  # both answer at once, when Ray does not survive that they are cancelled
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_that_is_stopped_ends_its_blocks(tmp_path: Path, cancelled: list[Any]) -> None:
+    lasting = table(LONG, SECONDS.replace("epochs: 60", "epochs: 100000"))
+    folder = made(tmp_path, lasting)
+    (block,) = plan(folder, lasting.cells(), 2)
+    with Nodes(ray, folder, Setting()) as pool:
+        pool.submit(block, wait=False)
+        worker = activity_in(folder.path).pid
+    assert len(cancelled) == 1
+    until(lambda: not Path(f"/proc/{worker}").exists())
+    ((activity, is_held),) = activities(folder)
+    assert (activity.state, is_held) == ("running", False)
 
 
 @pytest.mark.parametrize("seen_at", [None, NOWHERE], ids=["in the run folder", "apart from it"])

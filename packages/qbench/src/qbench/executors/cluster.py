@@ -40,6 +40,7 @@ _REACHED_WITHIN = 10.0
 _LOOK_EVERY = 5.0
 _COUNT_EVERY = 10.0
 _APPEARS_WITHIN = 90.0
+_QUIET_FOR = 1.0
 
 
 def run_on_ray(
@@ -202,11 +203,25 @@ class Nodes:
 
     def __exit__(self, *_: object) -> None:
         self._token.unlink(missing_ok=True)
-        for answer, sent in self._running.items():
+        try:
             with suppress(Exception):  # the cluster may be what went wrong
-                self._ray.cancel(answer, force=True)
-            if sent.lock is not None:
-                sent.lock.release()
+                self._end()
+        finally:
+            for sent in self._running.values():
+                if sent.lock is not None:
+                    sent.lock.release()
+
+    def _end(self) -> None:
+        """End the blocks that are still out."""
+        # Ray aborts this process where a task answers in the very instant in which it is cancelled
+        # (its issue 54260, there in 2.60), and blocks that meet the same fault answer together:
+        # those that are about to, are waited for.
+        out = list(self._running)
+        answered = out
+        while answered and out:
+            answered, out = self._ray.wait(out, timeout=_QUIET_FOR)
+        for answer in out:
+            self._ray.cancel(answer, force=True)
 
     @property
     def needs(self) -> str:
