@@ -8,13 +8,14 @@ compares them with what they are made of.
 
 import re
 from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import costs
 from figures import every_report, neuron, reports
 
 import qcore
-from qbench.report.claims import ClaimReport
+from qbench.report.claims import ClaimReport, judge
 from qbench.report.drawing import to_svg
 from qbench.report.numbers import CellReport, Report
 from qbench.report.page import runs_of
@@ -24,6 +25,7 @@ from qbench.report.wording import (
     format_number,
     format_value,
 )
+from qbench.table import Table, load_table, table_names
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -47,6 +49,12 @@ def of_paper(report: Report) -> list[ClaimReport]:
     return [claim for claim in report.claims if claim.choices == first and claim.of_paper]
 
 
+def not_run(found: list[Report]) -> list[Table]:
+    """The tables without results."""
+    run = {report.table for report in found}
+    return [load_table(name) for name in table_names() if name not in run]
+
+
 def summary(found: list[Report]) -> str:
     """A row for each table: how many trials, and what became of its claims."""
     lines = [
@@ -60,25 +68,39 @@ def summary(found: list[Report]) -> str:
         trials = format_count(report.recorded)
         shows = f"{report.title}{mark}"
         lines.append(f"| `{report.table}` | {shows} | {trials} | {' | '.join(cells)} |")
+    for table in not_run(found):
+        untested = sum(claim.of_paper for claim in judge(table, table.defaults, [], None))
+        lines.append(f"| `{table.id}` | {table.title} **(not run)** | 0 | | | | {untested} |")
     return "\n".join(lines)
 
 
 def claims(report: Report) -> str:
     """A table's claims with what was measured, under each combination of choices that was run."""
+    first = dict(report.combinations[0])
+    return _rows(
+        [
+            claim
+            for claim in report.claims
+            if claim.seeds[0]
+            or claim.verdict != "not tested"
+            # nothing was run for it
+            or (claim.choices == first and (claim.of_paper or not report.reduced))
+        ],
+        report.varied,
+    )
+
+
+def _rows(found: Iterable[ClaimReport], varied: Collection[str] = ()) -> str:
     lines = [
         "| claim | source | under | verdict | measured | seeds |",
         "|---|---|---|---|---|---:|",
     ]
-    first = dict(report.combinations[0])
-    for claim in report.claims:
+    for claim in found:
         fewest, most = claim.seeds
-        untested = not fewest and claim.verdict == "not tested"
-        if untested and (report.reduced or claim.choices != first):
-            continue  # of what only a part of the table was run with
         said = ", ".join(
             f"{name} {format_value(value)}"
             for name, value in claim.choices.items()
-            if name in report.varied
+            if name in varied
         )
         symbol = VERDICTS[claim.verdict][0]
         cells = [
@@ -94,7 +116,7 @@ def claims(report: Report) -> str:
 
 
 def page(found: list[Report]) -> str:
-    """All claims of all tables, with how each was run."""
+    """All claims of all tables, with how each was run, if it was."""
     parts = []
     for report in found:
         mark = f"**{report.mark}.** " if report.mark else ""
@@ -105,6 +127,9 @@ def page(found: list[Report]) -> str:
             f"{report.expected} trials, on {report.machines}, commit "
             f"`{commit[:10]}{plus}`.\n\n{claims(report)}\n"
         )
+    for table in not_run(found):
+        untested = _rows(judge(table, table.defaults, [], None))
+        parts.append(f"## {table.title}\n\n**Not run.** `qbench run {table.id}`\n\n{untested}\n")
     return "\n".join(parts)
 
 

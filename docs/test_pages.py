@@ -13,10 +13,13 @@ from latex2mathml.converter import convert
 
 from qbench.cli import app as qbench_app
 from qbench.cost import stored_costs
+from qbench.leaderboard.entry import read_entries
+from qbench.report.claims import judge
 from qbench.report.drawing import to_svg
 from qbench.report.wording import format_count
-from qbench.table import table_names
+from qbench.table import load_table, table_names
 from qzoo.cli import app as qzoo_app
+from qzoo.index import package_index
 
 HERE = Path(__file__).parent
 PAGES = [
@@ -104,6 +107,47 @@ def test_the_readmes_table_and_picture_are_what_was_measured_and_drawn() -> None
     assert claims.endswith(f"\n{measured.page(found)}")
     assert measured.COSTS.read_text(encoding="utf-8") == costs.page(figures.every_report())
     assert measured.PICTURE.read_text(encoding="utf-8") == to_svg(figures.neuron())
+
+
+def test_every_claim_of_the_papers_stands_on_the_page_whether_it_was_tested_or_not() -> None:
+    sections = measured.page(measured.reports()).split("\n## ")
+    by_title = {section.removeprefix("## ").splitlines()[0]: section for section in sections}
+    for table in map(load_table, table_names()):
+        for claim in judge(table, table.defaults, [], None):
+            if claim.of_paper:
+                statement = claim.statement.replace("|", "\\|")
+                assert f"| {statement} on " in by_title[table.title]
+
+
+def test_entries_of_the_leaderboard_say_what_the_results_do() -> None:
+    entries = read_entries(HERE.parent / "leaderboard")
+    runs = [(entry, entry.run) for entry in entries if entry.run is not None]
+    assert runs
+    for entry, run in runs:
+        (cell,) = (
+            cell
+            for report in figures.every_report()
+            if (report.table, report.version) == (run.table, run.version)
+            and (report.reduced is not None) == entry.reduced
+            for cell in report.cells
+            if run.axes.items() <= cell.axes.items()
+        )
+        assert (entry.claim.accuracy, len(run.seeds)) == (cell.mean, cell.trials), entry.id
+        assert (run.parameters, run.multiply_adds) == (cell.parameters, cell.multiply_adds)
+
+
+def test_every_set_of_weights_was_verified_on_the_leaderboard() -> None:
+    entries = {entry.weights: entry for entry in read_entries(HERE.parent / "leaderboard")}
+    rows = package_index()
+    assert rows
+    for row in rows.values():
+        entry = entries[row.name]
+        assert entry.measurement is not None
+        assert entry.provenance is not None
+        assert entry.measurement.verdict == "verified"
+        assert entry.provenance.sha256 == row.sha256
+        assert row.evaluation is not None
+        assert entry.claim.accuracy == row.evaluation.top1
 
 
 def test_models_stand_in_the_order_of_their_accuracy_with_what_was_measured() -> None:

@@ -208,7 +208,7 @@ def _judge(
             return "not tested", f"no trial has a value of {metric_name(claim.limit)}", None
         furthest = max(ends, key=lambda value: abs(value - claim.to))
         holds = abs(furthest - claim.to) <= claim.within
-        verb = "ends at" if QUANTITIES[claim.limit].derive is None else "is"
+        verb = "is" if _of_whole_training(claim.limit) else "ends at"
         return (
             ("holds" if holds else "does not hold"),
             f"{verb} {format_number(furthest, claim.limit)}, the furthest of {len(ends)}",
@@ -405,7 +405,7 @@ def _places_of(
         return list(groups.items())[: None if claim.per or chosen else 1]
     if claim.per == "pooled" and len(named) > 1:
         whole = [panel for panel in named if all((panel, model) in run for model in models)]
-        words = "all" if len(whole) == len(named) else f"{len(whole)} of {len(named)}"
+        words = "all" if len(whole) in (0, len(named)) else f"{len(whole)} of {len(named)}"
         return [(f"{words} panels together", whole)]
     return [(panel, [panel]) for panel in (named if claim.per or chosen else named[:1])]
 
@@ -450,6 +450,11 @@ def _models(claim: Claim, table: Table) -> list[str]:
     return list(models_of(claim) or table.grid.model)
 
 
+def _of_whole_training(metric: Metric) -> bool:
+    """Whether a value stands for the curve and not for its end."""
+    return QUANTITIES[metric].derive is not None
+
+
 def _subject(claim: Claim) -> str | None:
     if isinstance(claim, OrderClaim):
         return claim.order[-1]
@@ -488,7 +493,7 @@ def _text(claim: Claim) -> str:
     if isinstance(claim, RisesClaim):
         return f"{metric_name(claim.rises)} never falls"
     if isinstance(claim, LimitClaim):
-        verb = "ends" if QUANTITIES[claim.limit].derive is None else "is"  # of the whole training
+        verb = "is" if _of_whole_training(claim.limit) else "ends"
         return f"{metric_name(claim.limit)} {verb} within {claim.within:g} of {claim.to:g}"
     if isinstance(claim, InteriorClaim):
         first, last = claim.interior[0], claim.interior[-1]

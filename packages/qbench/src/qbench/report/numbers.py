@@ -309,13 +309,14 @@ def _incomplete(
 ) -> list[str]:
     """Which combinations of choices after the first were run in part, in a sentence."""
     said = []
-    for choices, group in list(groups.items())[1:]:
+    first, *others = groups
+    for choices in others:
         if missing[choices]:
-            recorded = sum(len(found) for _, found in group)
+            recorded = sum(len(found) for _, found in groups[choices])
             named = ", ".join(
                 f"{name} = {format_value(value)}"
-                for name, value in zip(table.unstated, choices, strict=True)
-                if value != table.defaults[name]
+                for name, value, usual in zip(table.unstated, choices, first, strict=True)
+                if value != usual
             )
             said.append(f"{recorded} of {recorded + missing[choices]} for {named}")
     return [f"Recorded in part beside that: {'; '.join(said)}."] if said else []
