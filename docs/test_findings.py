@@ -281,18 +281,24 @@ def trained(*names: str) -> list[float]:
 QUADRATIC = trained("quadratic", "0.9", "0.99", "0.999", "1")
 
 
+def reduced(table: str) -> Report:
+    """The report of a table's reduced run."""
+    (found,) = (
+        report
+        for report in figures.every_report()
+        if (report.table, report.reduced) == (table, "budget")
+    )
+    return found
+
+
 def on_a_budget(table: str) -> dict[str, float]:
     """Test accuracy on CIFAR-10 of each model of a reduced run."""
-    path = figures.RESULTS / table / "report-budget.json"
-    report = Report.model_validate_json(path.read_bytes())
-    return {str(cell.axes["model"]): cell.mean or 0.0 for cell in report.cells if cell.n}
+    return {str(cell.axes["model"]): cell.mean or 0.0 for cell in reduced(table).cells if cell.n}
 
 
 def p_on_a_budget(table: str, text: str) -> str:
     """The p of a claim of a reduced run, of three seeds, as in ``= 0.04``."""
-    path = figures.RESULTS / table / "report-budget.json"
-    report = Report.model_validate_json(path.read_bytes())
-    (claim,) = (claim for claim in report.claims if claim.text == text)
+    (claim,) = (claim for claim in reduced(table).claims if claim.text == text)
     assert claim.seeds == (3, 3)
     found = re.search(r"p ([=<] [\d.]+)", claim.why)
     assert found, claim.why
