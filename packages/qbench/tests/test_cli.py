@@ -51,18 +51,27 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_list_names_every_table_and_takes_less_than_a_second() -> None:
-    qbench("list")  # compiles
-    times = []
-    for _ in range(3):
-        # of the processor: how long it takes on the clock depends on what else runs
+def test_list_names_every_table_and_answers_at_once(tmp_path: Path) -> None:
+    # As installed: with compiled modules, wherever the environment of the tests forbids them.
+    kept = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+
+    def processor_seconds(*arguments: str) -> tuple[float, str]:
+        """Of the processor, for how long it takes on the clock depends on what else runs."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = qbench("list")
+        done = subprocess.run(
+            [sys.executable, *arguments], env=kept, capture_output=True, text=True, check=True
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-        assert "uci" in done.stdout
-        assert "xor" in done.stdout
-    assert min(times) < 1.0
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, done.stdout
+
+    listed, floor = [], []
+    for _ in range(4):  # the first compiles
+        seconds, stdout = processor_seconds("-m", "qbench", "list")
+        listed.append(seconds)
+        assert all(name in stdout for name in table_names())
+        floor.append(processor_seconds("-c", "import pydantic, rich.table, typer, yaml")[0])
+    # 4 times its libraries on an AMD EPYC (0.55 s to 0.14); torch alone would be 15 times.
+    assert min(listed) < 8 * min(floor)
 
 
 def test_list_as_json_has_the_axes() -> None:

@@ -238,7 +238,7 @@ class Table(Frozen):
                 Recipe.model_validate(_merged(_given(self.recipe), less.recipe))
                 self._check_where(less.where)
         try:
-            cells = list(self.cells())  # every model with its recipe
+            cells = self.default_cells  # every model with its recipe
         except UserError as error:
             raise ValueError(str(error)) from error
         if not cells:
@@ -336,6 +336,11 @@ class Table(Frozen):
             *(claim.at_best.chosen_by for claim in orders if claim.at_best),
         ]
         return tuple(dict.fromkeys([self.main_metric, *self.also, *claimed]))
+
+    @cached_property
+    def default_cells(self) -> tuple["Cell", ...]:
+        """The cells of the whole table under the default choices."""
+        return tuple(self.cells())
 
     def cells(
         self,
