@@ -240,6 +240,9 @@ def check_package(
         *session.posargs,
         env={
             "OMP_NUM_THREADS": "1",
+            # hundreds of processes start, which would compile MLflow anew each (7 s, not 4) where
+            # this is set
+            "PYTHONDONTWRITEBYTECODE": "",
             # Ray keeps its files in no virtual environment, where nox puts all temporary ones
             "RAY_TMPDIR": tempfile.gettempdir(),
             # its workers give way to everything else: beside other tests they would take minutes
