@@ -145,6 +145,15 @@ def test_what_is_asked_in_vain(dataset, options, kind, text, tmp_path):
     assert model.training
 
 
+def test_a_folder_that_holds_no_such_split_is_not_measured_as_one(images, draw):
+    with pytest.raises(FileNotFoundError) as caught:
+        qzoo.evaluate(draw("qresnet20_compact"), "torch/image_folder", root=images, split="train")
+    assert str(caught.value).startswith(
+        f"torch/image_folder is not, or not whole, under {images} (it has no train/): give the "
+        "folder that holds train/ with a folder of images for each class; that of digits32"
+    )
+
+
 def test_everything_is_afterwards_as_it_was(draw):
     model = draw("qresnet20_compact", depths=(1,), widths=(4,)).train()
     model.stem.eval()  # its batch norm is frozen

@@ -16,7 +16,7 @@ from timm.data.dataset_factory import create_dataset
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from torchvision.datasets import DatasetFolder
+from torchvision.datasets import DatasetFolder, ImageFolder
 
 from qzoo.errors import WeightsError
 from qzoo.index import get_provenance
@@ -197,15 +197,10 @@ def _named(
     except ImportError as error:
         raise ValueError(f"dataset={name!r} needs a library that is not there: {error}") from None
     except (RuntimeError, OSError) as error:
-        way_out = "give the folder that holds it, or download=True (--download)"
-        if name == "torch/image_folder":
-            way_out = (
-                f"give the folder that holds {split}/ with a folder of images for each class; that "
-                "of digits32 is written by: qbench data fetch digits32 --data FOLDER"
-            )
-        raise FileNotFoundError(
-            f"{name} is not, or not whole, under {root} ({str(error).splitlines()[0]}): {way_out}"
-        ) from None
+        raise _not_there(name, root, split, str(error).splitlines()[0]) from None
+    if type(dataset) is ImageFolder and Path(dataset.root) == Path(root):
+        # without a folder of the split timm takes all images of the root, of whatever split
+        raise _not_there(name, root, split, f"it has no {split}/")
     config = resolve_data_config({}, model=model)
     wanted = config["input_size"][0]
     if isinstance(dataset, DatasetFolder) and wanted == 1:
@@ -216,6 +211,16 @@ def _named(
             raise ValueError(_other_channels(name, bands, wanted))
     dataset.transform = create_transform(**config, is_training=False)
     return cast(Dataset[Any], dataset)
+
+
+def _not_there(name: str, root: str | Path, split: str, reason: str) -> FileNotFoundError:
+    way_out = "give the folder that holds it, or download=True (--download)"
+    if name == "torch/image_folder":
+        way_out = (
+            f"give the folder that holds {split}/ with a folder of images for each class; that "
+            "of digits32 is written by: qbench data fetch digits32 --data FOLDER"
+        )
+    return FileNotFoundError(f"{name} is not, or not whole, under {root} ({reason}): {way_out}")
 
 
 def _load_grey(path: str) -> Image.Image:
