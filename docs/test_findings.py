@@ -317,6 +317,16 @@ def p_on_a_budget(table: str, text: str, **choices: str) -> str:
     return p_of(claim)
 
 
+def seeds_unclipped(model: str) -> str:
+    """How many seeds a model of `neurons` was run with on CIFAR-10, not clipped, in words."""
+    (found,) = (
+        cell
+        for cell in reduced("neurons").cells
+        if cell.n and (cell.axes["model"], cell.axes["clipping"]) == (model, "none")
+    )
+    return ["one seed", "two seeds", "three seeds"][found.n - 1]
+
+
 CLIPPED, UPGRADED = map(on_a_budget, ("combined", "upgrade"))
 OF_NEURONS, UNCLIPPED = (on_a_budget("neurons", clipping=value) for value in ("0.5", "none"))
 IN_TEN_EPOCHS = "in test accuracy on cifar10, depth 20"
@@ -815,8 +825,10 @@ SENTENCES: list[tuple[str, list[float | str]]] = [
     ),
     (
         "the other way round, as on digits: quadratic neurons have {:.1f} %, linear ones {:.1f} "
-        "and, with as many parameters, {:.1f} (three seeds each, p {} and p {}); the linear one of "
-        "that size has {:.1f} in the recipe above",
+        "and, with as many parameters, {:.1f} (three seeds each, p {} and p {}). That is "
+        "clipping's doing: with nothing clipped and all else the same, linear ones have {:.1f} "
+        "({}) and, with as many parameters, {:.1f} ({}), which is {:.1f} points more than the "
+        "quadratic ones have clipped; not clipped, these have {:.1f} ({})",
         [
             *(OF_NEURONS[model] for model in ("quadratic", "linear", "linear-wide")),
             *(
@@ -825,7 +837,10 @@ SENTENCES: list[tuple[str, list[float | str]]] = [
                 )
                 for model in ("linear", "linear-wide")
             ),
-            ON_CIFAR["resnet-wide"],
+            *(UNCLIPPED["linear"], seeds_unclipped("linear")),
+            *(UNCLIPPED["linear-wide"], seeds_unclipped("linear-wide")),
+            UNCLIPPED["linear-wide"] - OF_NEURONS["quadratic"],
+            *(UNCLIPPED["quadratic"], seeds_unclipped("quadratic")),
         ],
     ),
     (
