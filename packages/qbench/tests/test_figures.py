@@ -14,7 +14,7 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from qbench.report.drawing import save_figures, to_svg
+from qbench.report.drawing import key, legend_below, new_figure, save_figures, to_svg
 from qbench.report.figures import accuracy_by_model, figures_of, learning_curves
 from qbench.report.numbers import CellReport, Report
 from qbench.report.regions import decision_regions, margin_curve
@@ -194,6 +194,21 @@ def test_the_margin_has_a_line_for_each_step_size(xor: Made) -> None:
         assert tuple(line.get_ydata()) == result.history["margin"]
     dots = [line for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
     assert [list(line.get_xdata()) for line in dots] == [[0, 12, 36, 84, 396]] * 2
+
+
+def test_a_legend_has_as_many_columns_as_there_is_room_for() -> None:
+    heights = []
+    for name, columns in (("short", 4), ("a value of a choice with a long name", 2)):
+        figure = new_figure("", width=6.0, height=3.0, mark="")
+        axes = figure.add_subplot()
+        legend_below(figure, [key("o", f"{name} {n}") for n in range(8)], columns=4)
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+        assert len({round(text.get_window_extent().x0) for text in legend.texts}) == columns
+        heights.append(axes.get_window_extent().height)
+    assert heights[1] == pytest.approx(heights[0], rel=0.03)  # the panel has lost nothing to it
 
 
 def test_figures_follow_what_the_report_holds(uci: Made, xor: Made) -> None:

@@ -92,18 +92,28 @@ def style(axes: Axes, title: str, *, xlabel: str = "", ylabel: str = "") -> None
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], *, columns: int) -> None:
-    """A legend under all panels, at the left."""
-    legend = figure.legend(
-        handles=list(handles),
-        loc="outside lower left",
-        ncols=columns,
-        frameon=False,
-        fontsize=8,
-        labelcolor=INK,
-        handlelength=2.2,
-        columnspacing=1.4,
-    )
-    plain(legend)
+    """A legend under all panels, at the left, in so many columns, or as many as there is room for:
+    the figure becomes higher by the rows that this adds."""
+    room = 0.97 * figure.bbox.width  # the rest is at its sides
+    height = None
+    for fewer in range(columns, 0, -1):
+        legend = figure.legend(
+            handles=list(handles),
+            loc="outside lower left",
+            ncols=fewer,
+            frameon=False,
+            fontsize=8,
+            labelcolor=INK,
+            handlelength=2.2,
+            columnspacing=1.4,
+        )
+        plain(legend)
+        needed = legend.get_window_extent()
+        height = needed.height if height is None else height
+        if fewer == 1 or needed.width <= room:
+            figure.set_figheight(figure.get_figheight() + (needed.height - height) / figure.dpi)
+            return
+        legend.remove()
 
 
 def key(marker: str, label: str, **options: Any) -> Line2D:
