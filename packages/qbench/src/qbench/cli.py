@@ -99,7 +99,7 @@ def list_tables(
     grid.add_column("here", justify="right", no_wrap=True)
     grid.add_column("A100", justify="right", no_wrap=True)
     for table in tables:
-        trials = len(table.default_cells) * table.seeds
+        trials = table.size * table.seeds
         open_choices = f"\n[dim]open: {', '.join(table.unstated)}[/dim]" if table.unstated else ""
         what = f"{table.title}\n[dim]{table.paper}: {table.shows}[/dim]{open_choices}"
         cost = costs[table.id]
@@ -125,7 +125,7 @@ def _described(table: Table) -> dict[str, object]:
         "axes": {axis: list(values) for axis, values in table.axes.items()},
         "defaults": table.defaults,
         "seeds": table.seeds,
-        "trials": len(table.default_cells) * table.seeds,
+        "trials": table.size * table.seeds,
     }
 
 

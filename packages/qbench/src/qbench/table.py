@@ -10,7 +10,7 @@ from functools import cached_property
 from importlib import resources
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from qbench.architecture import FIELDS, ModelSpec, diqnn_name, normed_name
 from qbench.catalogue import DATASETS
@@ -178,6 +178,7 @@ class Table(Frozen):
     claims: tuple[Claim, ...] = ()
     figures: tuple[str, ...] = ()
     departs: tuple[str, ...] = ()
+    _size: int = PrivateAttr(default=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Table":
@@ -238,7 +239,7 @@ class Table(Frozen):
                 Recipe.model_validate(_merged(_given(self.recipe), less.recipe))
                 self._check_where(less.where)
         try:
-            cells = self.default_cells  # every model with its recipe
+            cells = list(self.cells())  # every model with its recipe
         except UserError as error:
             raise ValueError(str(error)) from error
         if not cells:
@@ -246,6 +247,7 @@ class Table(Frozen):
         for cell in cells:
             if cell.recipe.augment and len(DATASETS[cell.dataset].shape) != 3:
                 raise ValueError(f"augment: {cell.dataset} has no images")
+        self._size = len(cells)
         return self
 
     def _check_models(self) -> None:
@@ -337,10 +339,10 @@ class Table(Frozen):
         ]
         return tuple(dict.fromkeys([self.main_metric, *self.also, *claimed]))
 
-    @cached_property
-    def default_cells(self) -> tuple["Cell", ...]:
-        """The cells of the whole table under the default choices."""
-        return tuple(self.cells())
+    @property
+    def size(self) -> int:
+        """The number of cells of the whole table under the default choices."""
+        return self._size
 
     def cells(
         self,
