@@ -34,8 +34,9 @@ Less: `--only` takes a part of a table, such as `--only depth=20`; `--budget` a 
 _EPOCHS = """## An epoch of CIFAR-10
 
 50 000 training images and the test on 10 000, on one core while a second training runs on the
-other; where a network was trained in several tables, the slowest and the fastest. The slowest had
-tests of the software beside them as well: the fastest are what a machine of one's own does.
+other; where a network was trained in several tables, the slowest and the fastest. Some of the
+slowest had tests of the software beside them as well: the fastest are what a machine of one's own
+does.
 """
 
 

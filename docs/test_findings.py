@@ -297,13 +297,19 @@ def reduced(table: str) -> Report:
     return found
 
 
-def on_a_budget(table: str, **choices: str) -> dict[str, float]:
-    """Test accuracy on CIFAR-10 of each model of a reduced run, under these choices."""
+def cells_on_a_budget(table: str, **choices: str) -> dict[str, CellReport]:
+    """The cell of each model of a reduced run that was run under these choices."""
     return {
-        str(cell.axes["model"]): cell.mean or 0.0
+        str(cell.axes["model"]): cell
         for cell in reduced(table).cells
         if cell.n and choices.items() <= cell.axes.items()
     }
+
+
+def on_a_budget(table: str, **choices: str) -> dict[str, float]:
+    """Test accuracy on CIFAR-10 of each model of a reduced run, under these choices."""
+    cells = cells_on_a_budget(table, **choices)
+    return {model: cell.mean or 0.0 for model, cell in cells.items()}
 
 
 def p_on_a_budget(table: str, text: str, **choices: str) -> str:
@@ -319,11 +325,7 @@ def p_on_a_budget(table: str, text: str, **choices: str) -> str:
 
 def seeds_unclipped(model: str) -> str:
     """How many seeds a model of `neurons` was run with on CIFAR-10, not clipped, in words."""
-    (found,) = (
-        cell
-        for cell in reduced("neurons").cells
-        if cell.n and (cell.axes["model"], cell.axes["clipping"]) == (model, "none")
-    )
+    found = cells_on_a_budget("neurons", clipping="none")[model]
     return ["one seed", "two seeds", "three seeds"][found.n - 1]
 
 

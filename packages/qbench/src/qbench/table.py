@@ -10,7 +10,7 @@ from functools import cached_property
 from importlib import resources
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from qbench.architecture import FIELDS, ModelSpec, diqnn_name, normed_name
 from qbench.catalogue import DATASETS
@@ -178,7 +178,7 @@ class Table(Frozen):
     claims: tuple[Claim, ...] = ()
     figures: tuple[str, ...] = ()
     departs: tuple[str, ...] = ()
-    _size: int = PrivateAttr(default=0)
+    _size: int
 
     @model_validator(mode="after")
     def _consistent(self) -> "Table":

@@ -199,7 +199,8 @@ def _named(
     except (RuntimeError, OSError) as error:
         raise _not_there(name, root, split, str(error).splitlines()[0]) from None
     if type(dataset) is ImageFolder and Path(dataset.root) == Path(root):
-        # without a folder of the split timm takes all images of the root, of whatever split
+        # without a folder of the split timm takes all images of the root, of whatever split; its
+        # subclasses, such as ImageNet, have a root that holds their splits
         raise _not_there(name, root, split, f"it has no {split}/")
     config = resolve_data_config({}, model=model)
     wanted = config["input_size"][0]

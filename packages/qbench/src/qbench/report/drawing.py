@@ -95,25 +95,29 @@ def legend_below(figure: Figure, handles: Sequence[Artist], *, columns: int) -> 
     """A legend under all panels, at the left, in so many columns, or as many as there is room for:
     the figure becomes higher by the rows that this adds."""
     room = 0.97 * figure.bbox.width  # the rest is at its sides
-    height = None
-    for fewer in range(columns, 0, -1):
-        legend = figure.legend(
-            handles=list(handles),
-            loc="outside lower left",
-            ncols=fewer,
-            frameon=False,
-            fontsize=8,
-            labelcolor=INK,
-            handlelength=2.2,
-            columnspacing=1.4,
-        )
-        plain(legend)
-        needed = legend.get_window_extent()
-        height = needed.height if height is None else height
-        if fewer == 1 or needed.width <= room:
-            figure.set_figheight(figure.get_figheight() + (needed.height - height) / figure.dpi)
-            return
+    legend = _legend(figure, handles, columns)
+    height = legend.get_window_extent().height
+    while columns > 1 and legend.get_window_extent().width > room:
         legend.remove()
+        columns -= 1
+        legend = _legend(figure, handles, columns)
+    added = legend.get_window_extent().height - height
+    figure.set_figheight(figure.get_figheight() + added / figure.dpi)
+
+
+def _legend(figure: Figure, handles: Sequence[Artist], columns: int) -> Legend:
+    legend = figure.legend(
+        handles=list(handles),
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        handlelength=2.2,
+        columnspacing=1.4,
+    )
+    plain(legend)
+    return legend
 
 
 def key(marker: str, label: str, **options: Any) -> Line2D:
