@@ -14,6 +14,7 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from qbench.architecture import ModelSpec
 from qbench.report.drawing import key, legend_below, new_figure, save_figures, to_svg
 from qbench.report.figures import accuracy_by_model, figures_of, learning_curves
 from qbench.report.numbers import CellReport, Report
@@ -148,6 +149,18 @@ def test_curves_name_the_models_that_diverged(uci: Made) -> None:
     assert "✕ diverged: 3 of 3 seeds of rank1" in shown
     crosses = [line for line in panel(figure, "wine").get_lines() if line.get_marker() == "x"]
     assert len(crosses) == 1
+
+
+def test_a_dozen_networks_of_a_family_are_told_apart(uci: Made) -> None:
+    report, (trial, *_) = under(uci, "maxabs")
+    square = ModelSpec(kind="mlp", hidden=(8,), activation="square")
+    models = {f"network{i}": square for i in range(12)} | {"linear": report.models["linear"]}
+    results = [trial.model_copy(update={"axes": trial.axes | {"model": model}}) for model in models]
+    figure = learning_curves(report.model_copy(update={"models": models}), results, "test_loss")
+    looks = r'style="(fill: none;[^"]* stroke-width: (?:1\.5|2)(?:;[^"]*)?)"'
+    lines = re.findall(looks, to_svg(figure))
+    assert len(set(lines)) == len(models) == 13
+    assert {lines.count(line) for line in lines} == {2}  # in the panel and in the legend
 
 
 # of rank two too: at rank one, the squares and the absolute values decide alike

@@ -43,6 +43,9 @@ from qbench.trial import Result, RunFolder
 
 _STRIPE = "#f4f6f8"
 
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+"""Solid, dashed, dotted, dashed and dotted."""
+
 _MOST_BANDS = 12
 """Lines in a panel that still can have bands."""
 
@@ -203,18 +206,22 @@ def _marker(place: int) -> dict[str, Any]:
 
 
 def _line(report: Report, name: str) -> dict[str, Any]:
-    """Line of a model: the hue of its family, darker with the rank, or from one network of the
-    family to the next; dense forms dashed."""
+    """Line of a model: the hue of its family, darker with the rank; dense forms dashed.
+
+    The networks of a family have three shades in turn, and other dashes for each three.
+    """
     model = report.models[name]
     base = np.array(mpl.colors.to_rgb(FAMILIES[family_of(model)]))
-    place = model.rank
+    place, dashes = model.rank, _DASHES[1 if model.kind == "dense" else 0]
     if model.kind in ("mlp", "zoo"):
         kin = [key for key, m in report.models.items() if family_of(m) == family_of(model)]
-        place = kin.index(name) + 1 if len(kin) > 1 else None
+        if len(kin) > 1:
+            turn, shade = divmod(kin.index(name), 3)
+            place, dashes = shade + 1, _DASHES[turn % len(_DASHES)]
     return {
         "color": tuple(float(part) for part in _shade(base, place)),
         "linewidth": 1.5 if place else 2.0,
-        "linestyle": (0, (5, 1.5)) if model.kind == "dense" else "-",
+        "linestyle": dashes,
     }
 
 
