@@ -334,6 +334,8 @@ def no_room_for(monkeypatch):
 
 @pytest.fixture
 def package_copy(tmp_path):
-    """A copy of the package's source, whose weights a test may change, for ``PYTHONPATH``."""
-    shutil.copytree(Path(qzoo.__file__).parent, tmp_path / "packages" / "qzoo")
+    """A copy of the package's source, for ``PYTHONPATH``, with room for a test's own weights: those
+    of the package are in its index alone."""
+    without = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(Path(qzoo.__file__).parent, tmp_path / "packages" / "qzoo", ignore=without)
     return tmp_path / "packages"
