@@ -15,8 +15,8 @@ _HEAD = f"""# What the tables cost
 
 Made by `docs/measured.py` from `results/`. A *core-hour* is an hour of one core: trials run side by
 side, so that a hundred cores take a hundredth of the time. Here there were two, each with a process
-of one thread but for a few; where a trial changed its number of threads, all of its time counts
-with the last one.
+of one thread. All of a table's time counts with the threads of its latest trial: the hours of
+`theorem2`, whose latest had two for a part of its way, are too high.
 
 *Measured* are all trials in `results/`, under whatever choices they were run, reduced ones too.
 *The whole table* has all its cells and seeds under the default choices. Where these were run, its
