@@ -224,6 +224,22 @@ def recorded(metric: str, trials: Sequence[Result] = OF_THEOREM_2) -> list[float
     return [value for trial in trials for value in trial.history[metric]]
 
 
+def allowed(trials: Sequence[Result] = OF_THEOREM_2) -> float:
+    """2m / √(1 − m²) at the largest m that was recorded: the most that c − 1 may be."""
+    m = max(recorded("alignment", trials))
+    return 2 * m / math.sqrt(1 - m * m)
+
+
+def condition(trials: Sequence[Result] = OF_THEOREM_2) -> float:
+    """The smallest condition number c that was recorded."""
+    return 1 / max(recorded("reciprocal_condition", trials))
+
+
+def spaced(value: float) -> str:
+    """A whole number, its thousands set apart by spaces."""
+    return f"{value:,.0f}".replace(",", " ")
+
+
 def gaps_from(step: int, trials: Sequence[Result]) -> list[float]:
     """The smallest and the largest gap of trials of `theorem2` from a step on."""
     found = []
@@ -325,9 +341,9 @@ def p_on_a_budget(table: str, text: str, **choices: str) -> str:
     return p_of(claim)
 
 
-def seeds_unclipped(model: str) -> str:
-    """How many seeds a model of `neurons` was run with on CIFAR-10, not clipped, in words."""
-    found = cells_on_a_budget("neurons", clipping="none")[model]
+def seeds_on_a_budget(table: str, model: str, **choices: str) -> str:
+    """How many seeds of a model a reduced run has on CIFAR-10, under these choices, in words."""
+    found = cells_on_a_budget(table, **choices)[model]
     return ["one seed", "two seeds", "three seeds"][found.n - 1]
 
 
@@ -841,16 +857,22 @@ SENTENCES: list[tuple[str, list[float | str]]] = [
                 )
                 for model in ("linear", "linear-wide")
             ),
-            *(UNCLIPPED["linear"], seeds_unclipped("linear")),
-            *(UNCLIPPED["linear-wide"], seeds_unclipped("linear-wide")),
+            *(UNCLIPPED["linear"], seeds_on_a_budget("neurons", "linear", clipping="none")),
+            *(
+                UNCLIPPED["linear-wide"],
+                seeds_on_a_budget("neurons", "linear-wide", clipping="none"),
+            ),
             UNCLIPPED["linear-wide"] - OF_NEURONS["quadratic"],
-            *(UNCLIPPED["quadratic"], seeds_unclipped("quadratic")),
+            *(UNCLIPPED["quadratic"], seeds_on_a_budget("neurons", "quadratic", clipping="none")),
         ],
     ),
     (
         "clipped as well, a linear ResNet-20 has {:.1f} %, one with a classifier of rank 4 has "
-        "{:.1f}, and one with quadratic convolutions under such a classifier {:.1f} (one seed",
-        [CLIPPED[model] for model in ("linear", "head", "both")],
+        "{:.1f}, and one with quadratic convolutions under such a classifier {:.1f} ({} each)",
+        [
+            *(CLIPPED[model] for model in ("linear", "head", "both")),
+            *{seeds_on_a_budget("combined", model) for model in ("linear", "head", "both")},
+        ],
     ),
     (
         "On digits (five seeds, bfloat16) it has {:.1f} % after the first training, {:.1f} "
@@ -1033,15 +1055,15 @@ SENTENCES: list[tuple[str, list[float | str]]] = [
         [
             mean("theorem2", "dense", "mnist, training gd"),
             gaps_from(150, DENSE_BY_DESCENT)[0],
-            floor(1 / max(recorded("reciprocal_condition", DENSE_BY_DESCENT))),
-            1 + 2 * (n := max(recorded("alignment", DENSE_BY_DESCENT))) / math.sqrt(1 - n**2),
-            f"{DENSE_BY_DESCENT[0].parameters:,}".replace(",", " "),
+            floor(condition(DENSE_BY_DESCENT)),
+            1 + allowed(DENSE_BY_DESCENT),
+            spaced(DENSE_BY_DESCENT[0].parameters),
         ],
     ),
     (
         "The bound is −{} or less, where the derivative is never below −{:.2f}.",
         [
-            f"{floor(-max(recorded('lower_bound'))):,.0f}".replace(",", " "),
+            spaced(floor(-max(recorded("lower_bound")))),
             -floor(min(recorded("margin_derivative")), 2),
         ],
     ),
@@ -1052,8 +1074,8 @@ SENTENCES: list[tuple[str, list[float | str]]] = [
     (
         "At the largest m that was recorded this is {:.1f}; c is {} or more,",
         [
-            2 * (m := max(recorded("alignment"))) / math.sqrt(1 - m**2),
-            f"{floor(1 / max(recorded('reciprocal_condition'))):,.0f}".replace(",", " "),
+            allowed(),
+            spaced(floor(condition())),
         ],
     ),
 ]
@@ -1195,9 +1217,8 @@ def test_the_gap_in_theorem_2_turns_the_sign_and_the_third_assumption_never_hold
         assert trial.value("third_assumption") == 0.0
         assert trial.parameters == 7840
     # nor does the weaker one that docs/theory/diqnn.md gives
-    c = 1 / max(recorded("reciprocal_condition"))
-    m = max(recorded("alignment"))
-    assert (c - 1) / math.sqrt(c) > 30 * 2 * m / math.sqrt(1 - m * m)
+    c = condition()
+    assert (c - 1) / math.sqrt(c) > 30 * allowed()
 
 
 def test_a_dense_form_does_not_turn_under_gradient_descent() -> None:
