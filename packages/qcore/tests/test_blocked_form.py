@@ -1,5 +1,6 @@
 """The dense form by blocks of its triangle: the values and all derivatives of the formula."""
 
+import math
 import threading
 
 import pytest
@@ -60,6 +61,18 @@ def test_the_blocks_cover_every_entry_of_the_triangle_once(n, leaf):
     assert (places == 1).all()
     assert ((pairs + pairs.t()).fill_diagonal_(0) == 1 - torch.eye(n, dtype=torch.int64)).all()
     assert (pairs.diagonal() == 1).all()
+
+
+@pytest.mark.parametrize("samples", [0, 1, 3, 4, 11])
+def test_tiles_of_samples_have_the_values_and_gradients_of_the_formula(monkeypatch, samples):
+    monkeypatch.setattr(triangle, "_TILE", 3 * 2 * 260)
+    form = QuadraticForm(260, 2, dtype=DOUBLE)
+    x = torch.randn(samples, 260, dtype=DOUBLE)
+    torch.testing.assert_close(results(form, x, "fast"), results(form, x, "plain"))
+    with torch.profiler.profile() as profile:
+        form(x)
+    tiles = [event for event in profile.events() if event.name == "_Blocked"]
+    assert len(tiles) == max(1, math.ceil(samples / 3))
 
 
 @pytest.mark.usefixtures("small_blocks")

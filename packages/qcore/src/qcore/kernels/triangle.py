@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SMALLEST = 256  # features from which it was measured to be faster than the formula
 _LEAF = 100  # triangles up to this size are not halved again
+_TILE = 2**22  # projections, out times features for each sample, that a CPU works off together
 
 
 class _Block(NamedTuple):
@@ -38,8 +39,16 @@ def can_block(form: "QuadraticForm") -> bool:
 
 def blocked_form(form: "QuadraticForm", x: Tensor) -> Tensor:
     """``xᵀ A_k x`` for each k; ``x`` has the appended 1 of an affine form."""
-    y: Tensor = _Blocked.apply(x.reshape(-1, form.size), form.triangle, form)
+    samples = x.reshape(-1, form.size)
+    parts = [_Blocked.apply(tile, form.triangle, form) for tile in samples.split(_tile(form, x))]
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
     return y.view(*x.shape[:-1], form.out_features)
+
+
+def _tile(form: "QuadraticForm", x: Tensor) -> int:
+    """How many samples go together: on a CPU those whose projections its cache holds."""
+    per_sample = max(form.out_features * form.size, 1)
+    return max(_TILE // per_sample if x.device.type == "cpu" else x.numel(), 1)
 
 
 class _Blocked(Function):
