@@ -14,7 +14,7 @@ from qbench.probes import theorem2
 from qbench.recipe import Recipe
 from qbench.stack import side_by_side
 from qcore import normalized_margin
-from qcore.analysis import MarginBound, margin_bound, margin_dynamics
+from qcore.analysis import MarginBound, margin_bound, margin_dynamics, proof_cosine
 
 THIRD = QUANTITIES["third_assumption"].derive
 assert THIRD is not None
@@ -40,6 +40,7 @@ def test_the_constants_of_theorem_2_are_those_of_the_analysis() -> None:
             "reciprocal_condition": 1 / bound.condition_number,
             "alignment": bound.cosine,
             "gram_alignment": bound.gram_cosine,
+            "proof_alignment": proof_cosine(model, x, y),
         }
         measured = {name: curve.metrics[name][0] for name in expected}
         assert measured == pytest.approx(expected, rel=1e-4, abs=1e-9)

@@ -10,7 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 from qcore import LowRankForm, QuadraticForm, QuadraticLinear, normalized_margin
-from qcore.analysis import MarginBound, bound, homogeneity_degree, margin_bound, margin_dynamics
+from qcore.analysis import (
+    MarginBound,
+    homogeneity_degree,
+    margin_bound,
+    margin_dynamics,
+    proof_cosine,
+)
 
 DOUBLE = torch.float64
 X = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]], dtype=DOUBLE)
@@ -228,6 +234,7 @@ def test_the_constants_written_out(name):
     found = margin_bound(model, x, y)
     for key, value in constants_written_out(model, x, y).items():
         assert getattr(found, key) == pytest.approx(value, rel=1e-6), key
+    assert proof_cosine(model, x, y) == pytest.approx(found.gram_cosine)
 
 
 @pytest.mark.parametrize("c", [1.5, 5.0, 1e4])
@@ -238,7 +245,8 @@ def test_the_third_assumption_keeps_the_cosine_of_the_proof_from_being_negative(
     b = torch.tensor([-(c**0.5), 1.0], dtype=DOUBLE)
 
     def cosine(ratio):  # a = m v + √(1 − m²) b, with m / √(1 − m²) this ratio
-        return bound._cosine(ratio * v + b, gram, v)
+        a = ratio * v + b
+        return (a @ gram @ v / (a @ gram @ a * (v @ gram @ v)).sqrt()).item()
 
     assumed = cosine((c - 1) / 2)
     assert assumed > 0
@@ -251,6 +259,17 @@ def test_the_cosine_of_the_proof_does_not_depend_on_the_scale_of_the_outputs(fac
     model = xor(1.2 * factor, factor / 1.2)  # e^(-s) of 30 is 0 in single precision
     assert margin_bound(model, X[::2], Y[::2]).gram_cosine == pytest.approx(1.0)
     assert margin_bound(model, X[:1], Y[:1]).gram_cosine == pytest.approx(1.0)
+    assert proof_cosine(model, X, Y) == pytest.approx(1.0)
+
+
+def test_the_cosine_of_the_proof_is_over_all_samples_in_batches_of_any_size():
+    model, (x, y) = networks()["two layers"], samples(600)
+    expected = constants_written_out(model, x, y)["gram_cosine"]
+    for batch_size in (7, 256, 1000):
+        assert proof_cosine(model, x, y, batch_size=batch_size) == pytest.approx(expected)
+    assert margin_bound(model, x, y).gram_cosine != pytest.approx(expected)  # of 512
+    with pytest.raises(ValueError, match="at least one sample"):
+        proof_cosine(model, x[:0], y[:0])
 
 
 def test_gradients_in_several_blocks_change_nothing(monkeypatch):

@@ -128,6 +128,9 @@ QUANTITIES: Mapping[str, Quantity] = MappingProxyType(
         "gram_alignment": Quantity(
             "cosine of Σ α_n/a_n and Σ v_n α_n, of theorem 2's proof", short="cosine"
         ),
+        "proof_alignment": Quantity(
+            "cosine of Σ α_n/a_n and Σ v_n α_n over at most 2000 samples", short="proof's cosine"
+        ),
         "best_test_accuracy": Quantity(
             "best epoch on test",
             "%",

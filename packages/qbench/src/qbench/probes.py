@@ -15,6 +15,7 @@ from qcore.analysis import (
     eigenvector_similarity,
     margin_bound,
     margin_dynamics,
+    proof_cosine,
     spectrum,
     spike_triggered_average,
 )
@@ -76,6 +77,7 @@ _THEOREM2 = (
     "reciprocal_condition",
     "alignment",
     "gram_alignment",
+    "proof_alignment",
 )
 
 
@@ -89,10 +91,11 @@ def theorem2(training: Training) -> dict[str, Tensor]:
         \Big\langle \frac1N \sum_n \frac{\alpha_n}{\lVert\Phi_n\rVert}, v \Big\rangle ,
 
     the change of the margin in that step over its length η, and the mean size of the drift of a_n,
-    which the first assumption has at 0, over the first 2000 training samples; over at most 512 of
-    them the theorem's lower bound, the factor :math:`e^{-1/\varepsilon}` in it, which the second
-    assumption is to make small, 1/c and m of the third, and the cosine that the third is to keep
-    from being negative. In double precision. NaN for a seed that diverged.
+    which the first assumption has at 0, and the cosine that the third is to keep from being
+    negative, over the first 2000 training samples; over at most 512 of them the theorem's lower
+    bound, the factor :math:`e^{-1/\varepsilon}` in it, which the second assumption is to make
+    small, 1/c and m of the third, and that cosine again. In double precision. NaN for a seed that
+    diverged.
 
     Source: DIQNN (arXiv 2307.13609), supplement 3.3 and figure 4.
     """
@@ -117,6 +120,7 @@ def theorem2(training: Training) -> dict[str, Tensor]:
         size = sum(value.numel() for value in theta.values())
         few = max(2, min(512, BOUND_ENTRIES // size))
         bound = margin_bound(model, x[:few], y[:few], degree=dynamics.degree, samples=few)
+        cosine = proof_cosine(model, x, y, degree=dynamics.degree)
         rows.append(
             {
                 "margin_rate": (after - before) / lr,
@@ -128,6 +132,7 @@ def theorem2(training: Training) -> dict[str, Tensor]:
                 "reciprocal_condition": torch.tensor(1 / bound.condition_number),
                 "alignment": torch.tensor(bound.cosine),
                 "gram_alignment": torch.tensor(bound.gram_cosine),
+                "proof_alignment": torch.tensor(cosine),
             }
         )
     return {

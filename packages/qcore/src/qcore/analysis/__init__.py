@@ -5,6 +5,7 @@
 
 from qcore.analysis.bound import MarginBound as MarginBound
 from qcore.analysis.bound import margin_bound as margin_bound
+from qcore.analysis.bound import proof_cosine as proof_cosine
 from qcore.analysis.dynamics import MarginDynamics as MarginDynamics
 from qcore.analysis.dynamics import margin_dynamics as margin_dynamics
 from qcore.analysis.homogeneity import homogeneity_degree as homogeneity_degree
@@ -34,6 +35,7 @@ __all__ = [
     "homogeneity_degree",
     "margin_bound",
     "margin_dynamics",
+    "proof_cosine",
     "spectrum",
     "spike_triggered_average",
     "spline_pieces",

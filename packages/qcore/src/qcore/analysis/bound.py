@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from qcore.analysis.dynamics import check_samples, lead, output_lengths, rivals
 from qcore.analysis.homogeneity import homogeneity_degree
-from qcore.analysis.parametric import Parameters, as_function, flatten, placed
+from qcore.analysis.parametric import Function, Parameters, as_function, flatten, placed
 
 _PROBE = 16  # inputs at which the degree is measured
 _ENTRIES = 2**26  # numbers in a block of gradients: 512 MiB in double precision
@@ -32,8 +32,9 @@ class MarginBound:
         degree: the degree L of homogeneity that was used.
         gram_cosine: the cosine of :math:`\sum_n \alpha_n / a_n` and :math:`\sum_n v_n \alpha_n`,
             :math:`a^T\!A v / \sqrt{a^T\!A a \cdot v^T\!A v}` with the paper's vector a of the
-            :math:`1/a_n`. All that the proof needs of the third assumption is that it is not
-            negative. NaN where one of the sums is 0.
+            :math:`1/a_n`, as :func:`proof_cosine` measures it on samples of any number. All that
+            the proof needs of the third assumption is that it is not negative. NaN where one of
+            the sums is 0.
     """
 
     condition_number: float
@@ -154,9 +155,7 @@ def margin_bound(
         for j in range(classes)
     )
     gap = _smallest_gap(outputs, y)
-    # up to a factor, which cancels: no probability of a confident network underflows
-    log_v = outputs.log_softmax(-1).gather(-1, other.unsqueeze(-1)).squeeze(-1)
-    v = (log_v - log_v.max()).exp()
+    v = _rival_probabilities(outputs, other)
     # 1/a_n = ‖θ‖^L / ‖Φ_n‖; the power of ‖θ‖ cancels in both cosines and in the bound
     cosine = functional.cosine_similarity(1 / length, v, dim=0, eps=0.0).clamp(max=1.0).item()
     return MarginBound(
@@ -167,15 +166,91 @@ def margin_bound(
         lower_bound=-(largest**2) * (classes - 2) * (1 / length).mean().item() * math.exp(-gap),
         samples=len(x),
         degree=degree,
-        gram_cosine=_cosine(1 / length, gram, v),
+        gram_cosine=_cosine_of_sums(function, theta, x, y, outputs, degree, block),
     )
 
 
-def _cosine(one: Tensor, gram: Tensor, other: Tensor) -> float:
-    """The cosine of two sums of vectors, of which ``gram`` has the inner products."""
-    sides = functional.normalize(torch.stack([one, other]).to(gram.dtype), eps=0.0)
-    products = sides @ gram @ sides.mT
-    return (products[0, 1] / products.diagonal().sqrt().prod()).clamp(-1.0, 1.0).item()
+def proof_cosine(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    degree: float | None = None,
+    batch_size: int = 256,
+) -> float:
+    r"""The cosine that the proof of theorem 2 needs not to be negative, over all given samples.
+
+    .. math::
+        \cos\Big(\sum_n \frac{\alpha_n}{a_n},\; \sum_n v_n \alpha_n\Big),
+        \qquad \alpha_n = \partial_\theta s_n - \frac{L s_n}{\lVert\theta\rVert^2}\, \theta
+
+    with :math:`a_n = \lVert\Phi_n\rVert / \lVert\theta\rVert^L` and the probability
+    :math:`v_n` of the best wrong class. NaN where one of the sums is 0.
+
+    Args:
+        model, x, y, degree, batch_size: as in :func:`margin_dynamics`.
+
+    Shapes: x ``(N, *input)``, y ``(N,)``.
+
+    Cost: three forward passes over the samples and two backward; two gradients in memory, so that,
+    unlike the other constants of :func:`margin_bound`, it is for any numbers of samples and
+    parameters.
+
+    Raises ``ValueError`` as :func:`margin_dynamics` does.
+
+    Source: DIQNN (arXiv 2307.13609), proof of theorem 2 in the supplement.
+
+    >>> from qcore import LowRankForm
+    >>> xor = LowRankForm(2, 2, rank=1)
+    >>> with torch.no_grad():
+    ...     _ = xor.factors.copy_(torch.tensor([[[1.0, 0.5]], [[-0.5, 1.0]]]))
+    >>> x, y = torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.tensor([0, 1])
+    >>> round(proof_cosine(xor, x, y), 6)
+    1.0
+    """
+    check_samples(x, y)
+    function, theta = as_function(model)
+    x, y = placed(x, theta), y.to(next(iter(theta.values())).device)
+    if degree is None:
+        degree = homogeneity_degree(model, x[:_PROBE])
+    with torch.no_grad():
+        outputs = torch.cat([function(theta, inputs) for inputs in x.split(batch_size)])
+    return _cosine_of_sums(function, theta, x, y, outputs, degree, batch_size)
+
+
+def _cosine_of_sums(
+    function: Function,
+    theta: Parameters,
+    x: Tensor,
+    y: Tensor,
+    outputs: Tensor,
+    degree: float,
+    batch_size: int,
+) -> float:
+    """The cosine of ``Σ α_n / a_n`` and ``Σ v_n α_n``, each from one weighted gradient."""
+    other = rivals(outputs, y)
+    leads, position = lead(outputs, y, other), flatten(theta)
+
+    def weighted(theta: Parameters, x: Tensor, y: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+        return weights @ lead(function(theta, x), y, other)
+
+    def summed(weights: Tensor) -> Tensor:
+        """``Σ w_n α_n``, up to a factor of all w."""
+        weights = weights / weights.norm()
+        total = torch.zeros_like(position)
+        for part in torch.arange(len(x), device=y.device).split(batch_size):
+            ours = theta, x[part], y[part], other[part], weights[part]
+            total += flatten(torch.func.grad(weighted)(*ours)).detach()
+        return total - degree * (weights @ leads) / (position @ position) * position
+
+    pair = summed(1 / output_lengths(outputs)), summed(_rival_probabilities(outputs, other))
+    return functional.cosine_similarity(*pair, dim=0, eps=0.0).clamp(-1.0, 1.0).item()
+
+
+def _rival_probabilities(outputs: Tensor, other: Tensor) -> Tensor:
+    """``v_n`` up to a factor, which cancels: no probability of a confident network underflows."""
+    log_v = outputs.log_softmax(-1).gather(-1, other.unsqueeze(-1)).squeeze(-1)
+    return (log_v - log_v.max()).exp()
 
 
 def _smallest_gap(outputs: Tensor, y: Tensor) -> float:
