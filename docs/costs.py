@@ -14,9 +14,9 @@ from qbench.table import Cell, load_table, table_names
 _HEAD = f"""# What the tables cost
 
 Made by `docs/measured.py` from `results/`. A *core-hour* is an hour of one core: trials run side by
-side, so that a hundred cores take a hundredth of the time. Here there were two, each with a process
-of one thread. All of a table's time counts with the threads of its latest trial: the hours of
-`theorem2`, whose latest had two for a part of its way, are too high.
+side, so that a hundred cores take a hundredth of the time. Here there were two, mostly each with a
+process of one thread. The time of a trial that went on with other threads than it began with counts
+with those that it ended with.
 
 *Measured* are all trials in `results/`, under whatever choices they were run, reduced ones too.
 *The whole table* has all its cells and seeds under the default choices. Where these were run, its
@@ -42,7 +42,7 @@ does.
 
 
 def _core_hours(reports: Sequence[Report]) -> float:
-    return sum(report.seconds * report.threads for report in reports) / 3600
+    return sum(report.core_seconds(cell) for report in reports for cell in report.cells) / 3600
 
 
 def _pace(found: Sequence[Report], *, networks: bool) -> tuple[float, set[str]] | None:
@@ -57,7 +57,7 @@ def _pace(found: Sequence[Report], *, networks: bool) -> tuple[float, set[str]] 
             if measured.diverged or bool(cost.networks) != networks or not cost.multiply_adds:
                 continue
             work += cost.multiply_adds
-            hours += measured.seconds * report.threads / 3600
+            hours += report.core_seconds(measured) / 3600
             precisions.add(cell.recipe.precision)
     return (work / hours, precisions) if hours else None
 
@@ -67,7 +67,7 @@ def _here(name: str, found: Sequence[Report], every: Sequence[Report]) -> str:
     table = load_table(name)
     whole = table_cost(table)
     run = {
-        Cell(table, cell.axes).key: (report.threads * cell.seconds / 3600, cell.trials)
+        Cell(table, cell.axes).key: (report.core_seconds(cell) / 3600, cell.trials)
         for report in found
         if not report.reduced
         for cell in report.cells

@@ -195,7 +195,7 @@ def test_the_cost_of_a_table_that_was_run_in_full_is_what_was_measured() -> None
     (report,) = (report for report in measured.reports() if report.table == "rank")
     _, trials, spent, whole_trials, _, here, _ = cost_row("rank")
     assert trials == whole_trials == format_count(report.recorded)
-    assert here == spent == costs.format_hours(report.seconds * report.threads / 3600)
+    assert here == spent == costs.format_hours(sum(map(report.core_seconds, report.cells)) / 3600)
 
 
 def test_the_cost_of_the_rest_goes_by_the_pace_of_what_was_run() -> None:
@@ -207,7 +207,7 @@ def test_the_cost_of_the_rest_goes_by_the_pace_of_what_was_run() -> None:
         if report.table == "combined":
             finished = [cell for cell in report.cells if not cell.diverged]
             done += sum(images[report.reduced] * c.trials * c.multiply_adds for c in finished)
-            hours += sum(cell.seconds * report.threads for cell in finished) / 3600
+            hours += sum(map(report.core_seconds, finished)) / 3600
     whole = stored_costs()["combined"].multiply_adds
     *_, adds, here, _ = cost_row("combined")
     assert adds == f"{whole:.0e}"

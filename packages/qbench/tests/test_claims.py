@@ -368,6 +368,22 @@ def test_the_seconds_of_a_block_are_counted_once() -> None:
     made = table(ORDER)
     report = build_report(made, *results(made, [80] * 4, [90] * 4))
     assert [cell.seconds for cell in report.cells] == [2.0, 2.0]
+    assert [report.core_seconds(cell) for cell in report.cells] == [4.0, 4.0]
+
+
+def test_the_seconds_of_cores_are_those_of_the_threads_of_each_block() -> None:
+    made = table(ORDER)
+    cells, found = results(made, [80] * 4, [90] * 4)
+    alone = {"threads": 1, "started": 5000.0, "seconds": 7.0, "block": (3,)}
+    at = found[3].environment.model_copy(update=alone)
+    found[3] = found[3].model_copy(update={"environment": at})  # a seed of linear
+    report = build_report(made, cells, found)
+    assert [cell.seconds for cell in report.cells] == [9.0, 2.0]
+    assert [report.core_seconds(cell) for cell in report.cells] == [2 * 2.0 + 7.0, 4.0]
+    # a report of before: by the threads of its latest trial
+    before = [cell.model_copy(update={"core_seconds": None}) for cell in report.cells]
+    assert report.threads == 1
+    assert [report.core_seconds(cell) for cell in before] == [9.0, 2.0]
 
 
 def test_the_json_has_the_fields_that_others_rely_on() -> None:

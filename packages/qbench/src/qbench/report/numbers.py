@@ -51,8 +51,9 @@ class CellReport(Frozen):
     that says how many learned, and of no other. ``difference`` and ``p_value``
     compare with the control, paired by seed, with Holm's correction over all cells of the same
     choices. ``multiply_adds`` are those of one input, ``seconds`` is the wall time of all seeds
-    together, and ``samples_per_second`` what a block went through in training, with measuring and
-    saving.
+    together, ``core_seconds`` that of each block times the threads it ended with, None in reports
+    of before it was counted, and ``samples_per_second`` what a block went through in training, with
+    measuring and saving.
     """
 
     axes: dict[str, Scalar]
@@ -72,6 +73,7 @@ class CellReport(Frozen):
     parameters: int
     multiply_adds: int
     seconds: float
+    core_seconds: float | None = None
     samples_per_second: float | None
 
 
@@ -148,6 +150,12 @@ class Report(Frozen):
         """The panels that were run, in the order of the table: the values of the grid's axes but
         the model."""
         return list(dict.fromkeys(cell.panel for cell in self.cells))
+
+    def core_seconds(self, cell: CellReport) -> float:
+        """What a cell took of all cores: where that was not counted, with the threads of the
+        latest trial."""
+        known = cell.core_seconds
+        return cell.seconds * self.threads if known is None else known
 
     @property
     def varied(self) -> list[str]:
@@ -384,6 +392,7 @@ def _cell_report(
         parameters=found[0].parameters,
         multiply_adds=found[0].multiply_adds,
         seconds=_seconds(result.environment for result in found),
+        core_seconds=_core_seconds(result.environment for result in found),
         samples_per_second=_throughput([result.environment for result in found]),
     )
 
@@ -402,6 +411,11 @@ def _claimed(table: Table, cell: Cell) -> Claimed | None:
 def _seconds(environments: Iterable[Environment]) -> float:
     """Wall time of the blocks, each counted once though all its trials carry it."""
     return sum({e.started: e.seconds for e in environments}.values())
+
+
+def _core_seconds(environments: Iterable[Environment]) -> float:
+    """As :func:`_seconds`, of each thread."""
+    return sum({e.started: e.seconds * e.threads * e.processes for e in environments}.values())
 
 
 def _throughput(environments: Sequence[Environment]) -> float | None:
