@@ -561,6 +561,25 @@ def test_margin_and_accuracy_have_an_axis_each() -> None:
     assert "fmnist: rank1 ends at 20.0 % and a margin of 0.1000 (diverged: 1 of 1" in label
 
 
+def test_a_column_and_a_row_that_are_not_full_have_their_axes_named_at_their_ends() -> None:
+    two = CURVES.replace("rank: 1}}", "rank: 1}, dense: {kind: dense}}")
+    made, record = table(two), {"margin": (-0.5, 0.5), "test_accuracy": (10.0, 50.0)}
+    places = [("mnist", "rank1"), ("fmnist", "rank1"), ("fmnist", "dense")]
+    results = [
+        trial(made, {"dataset": dataset, "model": model}, 0, record) for dataset, model in places
+    ]
+    figure = must(draw("margin_and_accuracy", evidence(made, results)))
+    panels = [panel(figure, f"{dataset}: {model}") for dataset, model in places]
+    assert [axes.get_xlabel() for axes in panels] == ["steps", "", "steps"]
+    accuracy = "test accuracy (%)"
+    assert [axes.get_ylabel() for axes in panels] == [accuracy, "", accuracy]
+    others = [
+        next(a for a in axes.get_shared_x_axes().get_siblings(axes) if a is not axes)
+        for axes in panels
+    ]
+    assert [axes.get_ylabel() for axes in others] == ["", "margin Δμ", "margin Δμ"]
+
+
 def test_a_trial_lost_at_once_has_nothing_to_draw() -> None:
     made = table(CURVES)
     good = {"margin": (-0.5, 0.5), "test_accuracy": (10.0, 50.0)}

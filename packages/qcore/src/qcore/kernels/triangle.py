@@ -40,15 +40,18 @@ def can_block(form: "QuadraticForm") -> bool:
 def blocked_form(form: "QuadraticForm", x: Tensor) -> Tensor:
     """``xᵀ A_k x`` for each k; ``x`` has the appended 1 of an affine form."""
     samples = x.reshape(-1, form.size)
-    parts = [_Blocked.apply(tile, form.triangle, form) for tile in samples.split(_tile(form, x))]
+    parts = [
+        _Blocked.apply(tile, form.triangle, form) for tile in samples.split(_tile(form, samples))
+    ]
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
     return y.view(*x.shape[:-1], form.out_features)
 
 
 def _tile(form: "QuadraticForm", x: Tensor) -> int:
     """How many samples go together: on a CPU those whose projections its cache holds."""
-    per_sample = max(form.out_features * form.size, 1)
-    return max(_TILE // per_sample if x.device.type == "cpu" else x.numel(), 1)
+    if x.device.type != "cpu":
+        return max(len(x), 1)
+    return max(_TILE // max(form.out_features * form.size, 1), 1)
 
 
 class _Blocked(Function):

@@ -34,6 +34,13 @@ def margin_and_accuracy(evidence: Evidence) -> Figure | None:
     rest = [*evidence.report.axes, "model"]
     rows = list(dict.fromkeys(tuple(cell.axes[a] for a in rest) for cell in evidence.cells))
     columns = len(datasets)
+    places = [
+        (
+            rows.index(tuple(cell.axes[axis] for axis in rest)),
+            datasets.index(str(cell.axes["dataset"])),
+        )
+        for cell in evidence.cells
+    ]
     figure = new_figure(
         "Test accuracy and margin along training",
         width=3.7 * columns if columns > 1 else 6.5,
@@ -42,13 +49,13 @@ def margin_and_accuracy(evidence: Evidence) -> Figure | None:
     )
     said = []
     lost = False
-    for cell in evidence.cells:
-        row = rows.index(tuple(cell.axes[axis] for axis in rest))
-        column = datasets.index(str(cell.axes["dataset"]))
+    for cell, (row, column) in zip(evidence.cells, places, strict=True):
+        beside = [other for at, other in places if at == row]
+        lowest = row == max(at for at, other in places if other == column)
         model = str(cell.axes["model"])
         results = evidence.of(cell.panel, model)
         axes = figure.add_subplot(len(rows), columns, row * columns + column + 1)
-        style(axes, f"{cell.panel}: {short(model)}", xlabel="steps" if row + 1 == len(rows) else "")
+        style(axes, f"{cell.panel}: {short(model)}", xlabel="steps" if lowest else "")
         axes.grid(color=GRID, linewidth=0.6)
         other = axes.twinx()
         style(other, "")
@@ -62,9 +69,9 @@ def margin_and_accuracy(evidence: Evidence) -> Figure | None:
             draw_curve(panel, curve, marker=marker, **_LINES[metric])
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -4.0), min(high, 104.0))
-        if column == 0:
+        if column == min(beside):
             axes.set_ylabel("test accuracy (%)", fontsize=8.5, color=BLUE)
-        if column + 1 == columns:
+        if column == max(beside):
             other.set_ylabel("margin Δμ", fontsize=8.5, color=ORANGE)
         correlation = cell.others.get("margin_correlation")
         ends = [
