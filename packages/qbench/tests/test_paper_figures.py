@@ -265,6 +265,11 @@ def panel(figure: Figure, title: str) -> Axes:
     return next(axes for axes in figure.axes if axes.get_title(loc="left") == title)
 
 
+def twin(axes: Axes) -> Axes:
+    """The axes on the right that lie over these."""
+    return next(a for a in axes.get_shared_x_axes().get_siblings(axes) if a is not axes)
+
+
 def texts(artist: Figure | Axes) -> list[str]:
     return [text.get_text() for text in artist.findobj(Text) if text.get_text()]
 
@@ -544,7 +549,7 @@ def test_margin_and_accuracy_have_an_axis_each() -> None:
     )
     figure = must(draw("margin_and_accuracy", evidence(made, results)))
     left = panel(figure, "mnist: rank1")
-    right = next(a for a in left.get_shared_x_axes().get_siblings(left) if a is not left)
+    right = twin(left)
     accuracy, margin = left.get_lines()[0], right.get_lines()[0]
     assert list(accuracy.get_xdata()) == [0, 10, 20]
     assert list(accuracy.get_ydata()) == [10.0, 50.0, 91.0]
@@ -573,11 +578,7 @@ def test_a_column_and_a_row_that_are_not_full_have_their_axes_named_at_their_end
     assert [axes.get_xlabel() for axes in panels] == ["steps", "", "steps"]
     accuracy = "test accuracy (%)"
     assert [axes.get_ylabel() for axes in panels] == [accuracy, "", accuracy]
-    others = [
-        next(a for a in axes.get_shared_x_axes().get_siblings(axes) if a is not axes)
-        for axes in panels
-    ]
-    assert [axes.get_ylabel() for axes in others] == ["", "margin Δμ", "margin Δμ"]
+    assert [twin(axes).get_ylabel() for axes in panels] == ["", "margin Δμ", "margin Δμ"]
 
 
 def test_a_trial_lost_at_once_has_nothing_to_draw() -> None:
@@ -709,7 +710,7 @@ def test_equality_has_a_panel_for_each_seed() -> None:
     assert list(line(first, "margin_derivative").get_ydata()) == [3.0, 4.0]
     assert list(line(first, "inner_product").get_ydata()) == [3.0, 4.5]
     assert list(line(first, "inner_product").get_xdata()) == [0, 5]
-    other = next(a for a in first.get_shared_x_axes().get_siblings(first) if a is not first)
+    other = twin(first)
     assert list(line(other, "drift").get_ydata()) == [0.25, 0.25]
     assert crosses(panel(figure, "\nseed 1: diverged at step 8")) == [(5, 2.0)]
     gone = panel(figure, "\nseed 2: diverged at step 0")

@@ -260,7 +260,7 @@ def build_report(table: Table, cells: Sequence[Cell], results: Sequence[Result])
         processors=_processors(results),
         versions=latest.versions,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(latest.started)),
-        seconds=sum(_seconds(result.environment for result in found) for _, found in present),
+        seconds=sum(_seconds(_blocks(found)) for _, found in present),
         memory=max((m for r in results if (m := r.environment.memory) is not None), default=None),
         cells=[report for group in groups.values() for report in _cell_reports(table, group)],
         claims=[
@@ -359,6 +359,7 @@ def _cell_report(
     summary = summarize(list(values_by_seed(found, table.main_metric).values()))
     steps = [result.diverged_at for result in found if result.diverged_at is not None]
     comparison = comparisons.get(place)
+    blocks = _blocks(found)
     others = {
         name: summarize(list(values_by_seed(found, name).values()))
         for name in dict.fromkeys(
@@ -391,9 +392,9 @@ def _cell_report(
         },
         parameters=found[0].parameters,
         multiply_adds=found[0].multiply_adds,
-        seconds=_seconds(result.environment for result in found),
-        core_seconds=_core_seconds(result.environment for result in found),
-        samples_per_second=_throughput([result.environment for result in found]),
+        seconds=_seconds(blocks),
+        core_seconds=_core_seconds(blocks),
+        samples_per_second=_throughput(blocks),
     )
 
 
@@ -408,20 +409,25 @@ def _claimed(table: Table, cell: Cell) -> Claimed | None:
     return None
 
 
-def _seconds(environments: Iterable[Environment]) -> float:
-    """Wall time of the blocks, each counted once though all its trials carry it."""
-    return sum({e.started: e.seconds for e in environments}.values())
+def _blocks(results: Iterable[Result]) -> list[Environment]:
+    """Where each block was run, once, though all its trials carry it."""
+    found = (result.environment for result in results)
+    return list({environment.started: environment for environment in found}.values())
 
 
-def _core_seconds(environments: Iterable[Environment]) -> float:
+def _seconds(blocks: Iterable[Environment]) -> float:
+    """Wall time of the blocks."""
+    return sum(block.seconds for block in blocks)
+
+
+def _core_seconds(blocks: Iterable[Environment]) -> float:
     """As :func:`_seconds`, of each thread."""
-    return sum({e.started: e.seconds * e.threads * e.processes for e in environments}.values())
+    return sum(block.seconds * block.threads * block.processes for block in blocks)
 
 
-def _throughput(environments: Sequence[Environment]) -> float | None:
+def _throughput(blocks: Iterable[Environment]) -> float | None:
     """Training samples per second of all seeds that train together, the mean over blocks."""
-    blocks = {e.started: e.samples_per_second for e in environments}
-    known = [rate for rate in blocks.values() if rate is not None]
+    known = [rate for block in blocks if (rate := block.samples_per_second) is not None]
     return sum(known) / len(known) if known else None
 
 
