@@ -78,9 +78,11 @@ def drawn_intervals(axes: Axes) -> set[tuple[float, float, float]]:
 
 
 def interval(cell: CellReport) -> tuple[float, float, float]:
+    """The mean and the ends of the interval, within 0 and 100 %."""
     assert cell.mean is not None
     assert cell.interval95 is not None
-    return (round(cell.mean, 6), round(cell.interval95[0], 6), round(cell.interval95[1], 6))
+    low, high = cell.interval95
+    return (round(cell.mean, 6), round(max(low, 0.0), 6), round(min(high, 100.0), 6))
 
 
 def test_error_bars_are_the_report_s_intervals(uci: Made) -> None:
@@ -91,6 +93,19 @@ def test_error_bars_are_the_report_s_intervals(uci: Made) -> None:
         cells = [c for c in report.cells if c.axes["dataset"] == dataset and c.mean is not None]
         assert drawn_intervals(panel(figure, dataset)) == {interval(cell) for cell in cells}
         assert len(panel(figure, dataset).containers) == len(cells)
+
+
+def test_an_interval_is_not_drawn_beyond_what_an_accuracy_can_be(uci: Made) -> None:
+    """There it would cross how many trials diverged, which stands left of 0."""
+    report, _ = uci
+    wide = {"mean": 40.0, "interval95": (-30.0, 110.0), "diverged": 1}
+    cells = [cell.model_copy(update=wide) for cell in report.cells]
+    figure = accuracy_by_model(report.model_copy(update={"cells": cells}))
+    for axes in figure.axes:
+        assert drawn_intervals(axes) == {(40.0, 0.0, 100.0)}
+        left, right = axes.get_xlim()
+        assert left < -40.0
+        assert right == 102.0
 
 
 def test_every_diverged_cell_is_marked(uci: Made) -> None:

@@ -87,8 +87,8 @@ def figures_of(
 
 
 def accuracy_by_model(report: Report) -> Figure:
-    """The main metric of every cell with its 95 % interval: a panel for each combination of
-    the other axes of the grid, a row per model.
+    """The main metric of every cell with its 95 % interval, of which no more is drawn than lies
+    within 0 and 100 %: a panel for each combination of the other axes of the grid, a row per model.
 
     Several combinations of the unstated choices stand side by side in a row, told apart by marker.
     The control is a line; with several combinations it is a tick beside each point, at the
@@ -245,12 +245,22 @@ def _model_rows(axes: Axes, models: Sequence[str]) -> None:
     axes.grid(axis="x", color=GRID, linewidth=0.6)
 
 
+def _interval(mean: float, interval95: tuple[float, float] | None) -> tuple[float, float]:
+    """Where the interval of an accuracy is drawn.
+
+    Of a few seeds that differ much it may end below 0 or above 100 %, where no accuracy is, and
+    where it would cross what is written beside it.
+    """
+    low, high = interval95 or (mean, mean)
+    return max(low, 0.0), min(high, 100.0)
+
+
 def _draw_cell(axes: Axes, cell: CellReport, at: float, model: ModelSpec, place: int) -> None:
     colour = FAMILIES[family_of(model)]
     if cell.claim is not None:
         axes.plot(cell.claim.value, at, marker="D", color=INK, markerfacecolor="none", zorder=4)
     if cell.mean is not None:
-        low, high = cell.interval95 or (cell.mean, cell.mean)
+        low, high = _interval(cell.mean, cell.interval95)
         axes.errorbar(
             cell.mean,
             at,
@@ -305,8 +315,8 @@ def _draw_control(
 
 def _limit(axes: Axes, cells: Sequence[CellReport]) -> None:
     """Limits within 0 and 100 %, with room at the left for what is said about diverged trials."""
-    lows = [(c.interval95 or (c.mean, c.mean))[0] for c in cells if c.mean is not None]
-    low = max(0.0, math.floor(min(lows, default=0.0) / 10) * 10.0)
+    lows = [_interval(c.mean, c.interval95)[0] for c in cells if c.mean is not None]
+    low = math.floor(min(lows, default=0.0) / 10) * 10.0
     if any(cell.diverged for cell in cells):
         low -= 0.42 * (100.0 - low)
     axes.set_xlim(low - 2.0, 102.0)
