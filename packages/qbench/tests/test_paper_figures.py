@@ -715,6 +715,7 @@ def test_equality_has_a_panel_for_each_seed() -> None:
     assert crosses(panel(figure, "\nseed 1: diverged at step 8")) == [(5, 2.0)]
     gone = panel(figure, "\nseed 2: diverged at step 0")
     assert "diverged before anything was\nrecorded" in texts(gone)
+    assert [*gone.get_xticks(), *gone.get_yticks()] == []
     assert "mnist, rank1: gap 0.1000, 2 of 3 trials diverged" in figure.get_label()
 
 

@@ -118,7 +118,8 @@ def note_below(axes: Axes, text: str, *, width: int = 64) -> None:
 
 
 def say(axes: Axes, text: str) -> None:
-    """Words in the middle of a panel that has nothing to draw."""
+    """Words in the middle of a panel that has nothing to draw, without ticks of nothing."""
+    axes.set(xticks=[], yticks=[])
     axes.text(
         0.5,
         0.5,

@@ -95,8 +95,6 @@ def steps_to_accuracy(evidence: Evidence) -> Figure | None:
         if not levels[panel]:
             missing = f"{control}: {_missing(of_panels[panel][control])}"
             say(axes, missing)
-            axes.set_xticks([])
-            axes.set_yticks([])
             said.append(f"{panel}, {missing}")
             continue
         _draw_ratios(axes, ratios[panel], looks, limits)
