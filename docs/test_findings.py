@@ -1253,6 +1253,7 @@ def test_the_margin_rises_almost_monotonically_on_mnist_and_not_everywhere() -> 
         ("rank1", "mnist, training sgd", "holds"),
         ("rank1", "mnist, training gd", "holds"),
         ("dense", "mnist, training sgd", "holds"),
+        ("dense", "mnist, training gd", "holds"),
         ("rank1", "fmnist, training sgd", "does not hold"),
         ("rank1", "fmnist, training gd", "holds"),
         ("dense", "fmnist, training sgd", "holds"),
@@ -1293,6 +1294,21 @@ def test_a_dense_form_does_not_turn_under_gradient_descent() -> None:
     assert on_fashion.step[-1] == 600
     *rises, last = [after - before for before, after in pairwise(on_fashion.history["margin"])]
     assert min(rises) > 0 > last
+
+
+def test_two_tables_that_train_alike_record_the_same_margins() -> None:
+    pairs = [
+        (trial, other)
+        for model, scale in (("rank1", 1.0), ("rank1", 0.3), ("rank1", 0.1), ("dense", 1.0))
+        for trial in of_margin("gd", "mnist", scale, model)
+        for other in of_theorem_2("gd", scale, model)
+        if trial.seed == other.seed
+    ]
+    assert len(pairs) == 10
+    for trial, other in pairs:
+        assert trial.step == other.step
+        assert trial.history["margin"] == pytest.approx(other.history["margin"], abs=1e-4)
+        assert trial.history["test_accuracy"][-1] == other.history["test_accuracy"][-1]
 
 
 def test_what_theorem_2_needs_of_a_dense_form_is_lost_near_the_end() -> None:
