@@ -287,7 +287,7 @@ SMALLER = [of_margin("gd", "mnist", scale) for scale in (0.3, 0.1)]
 DENSE_BY_DESCENT = of_theorem_2("gd", model="dense")
 OVER_2000 = [trial for trial in DENSE_BY_DESCENT if "proof_alignment" in trial.history]
 """Those that were run since the cosine is measured over 2000 samples."""
-DENSE_ON_FASHION = of_margin("gd", "fmnist", model="dense")
+DENSE_ON_FASHION = sorted(of_margin("gd", "fmnist", model="dense"), key=lambda trial: trial.seed)
 
 
 def theorem_2_by(training: str) -> list[Result]:
@@ -339,6 +339,11 @@ def turn(trial: Result) -> int:
     """Where in its record a trial's margin is largest."""
     margin = trial.history["margin"]
     return margin.index(max(margin))
+
+
+def rises(trial: Result) -> int:
+    """At how many recorded steps a trial's margin is above the one before."""
+    return sum(later > sooner for sooner, later in pairwise(trial.history["margin"]))
 
 
 def turning(trials: Sequence[Result]) -> list[int]:
@@ -1022,16 +1027,24 @@ SENTENCES: list[tuple[str, Sequence[float | str]]] = [
         ],
     ),
     (
-        "at every recorded step, to {:.3f} and {:.1f} % in the end ({}), and on Fashion-MNIST, in "
-        "`margin`, at all of {} but the last, to {:.3f} and {:.1f} % ({}).",
+        "On MNIST, in `theorem2`, the margin rises at every recorded step, to {:.3f} and {:.1f} % "
+        "in the end ({}).",
         [
             at_end("margin", DENSE_BY_DESCENT),
             at_end("test_accuracy", DENSE_BY_DESCENT),
             seeds_in_words(len(DENSE_BY_DESCENT)),
+        ],
+    ),
+    (
+        "it rises at {} and {} of {} recorded steps ({}), falls by {:.1f} % of its range at most, "
+        "and ends at {:.3f} and {:.3f}, with {:.1f} and {:.1f} % of the test images.",
+        [
+            *map(rises, DENSE_ON_FASHION),
             len(DENSE_ON_FASHION[0].step) - 1,
-            at_end("margin", DENSE_ON_FASHION),
-            at_end("test_accuracy", DENSE_ON_FASHION),
             seeds_in_words(len(DENSE_ON_FASHION)),
+            max(trial.value("margin_drawdown") or 0.0 for trial in DENSE_ON_FASHION),
+            *(trial.history["margin"][-1] for trial in DENSE_ON_FASHION),
+            *(trial.history["test_accuracy"][-1] for trial in DENSE_ON_FASHION),
         ],
     ),
     (
@@ -1286,14 +1299,13 @@ def test_a_dense_form_does_not_turn_under_gradient_descent() -> None:
     assert {trial.seed for trial in DENSE_BY_DESCENT} == {0, 1}
     for trial in DENSE_BY_DESCENT:
         assert trial.step[-1] == 600
-        assert all(later > sooner for sooner, later in pairwise(trial.history["margin"]))
+        assert rises(trial) == len(trial.step) - 1
         assert min(trial.history["inner_product"]) > 0.0
         assert trial.value("third_assumption") == 0.0
         assert BOUND_ENTRIES // trial.parameters == 10
-    (on_fashion,) = DENSE_ON_FASHION
-    assert on_fashion.step[-1] == 600
-    *rises, last = [after - before for before, after in pairwise(on_fashion.history["margin"])]
-    assert min(rises) > 0 > last
+    for trial in DENSE_ON_FASHION:
+        assert trial.step[-1] == 600
+        assert trial.step[turn(trial)] >= 560
 
 
 def test_two_tables_that_train_alike_record_the_same_margins() -> None:
