@@ -152,11 +152,13 @@ COLLAPSED = {
 """The networks of `collapse`, as they are and with clipped gradients."""
 
 
-def fates(model: str, clipped: str | None = None) -> list[float | str]:
-    """How many of a network's trials learned and how many diverged, and of the clipped one's."""
-    assert trials(model) == trials("linear")
-    found: list[float | str] = [learned(model), collapsed(model)]
-    return [*found, *(fates(clipped) if clipped else ["–", "–"])][:4]
+def fates(*models: str) -> list[float | str]:
+    """How many trials of each learned and how many diverged; dashes where there is no second."""
+    assert {trials(model) for model in models} == {trials("linear")}
+    counts: list[float | str] = [
+        count for model in models for count in (learned(model), collapsed(model))
+    ]
+    return [*counts, "–", "–"][:4]
 
 
 AT_TWICE = {
@@ -237,8 +239,8 @@ NEURONS = {
 def with_diverged(found: CellReport) -> str:
     """The mean over the seeds that did not diverge, and how many did."""
     assert found.trials == 3
-    mean = "" if found.mean is None else f"{found.mean:.1f}"
-    return f"{mean} ({found.diverged} diverged)".strip() if found.diverged else mean
+    accuracy = "" if found.mean is None else f"{found.mean:.1f}"
+    return f"{accuracy} ({found.diverged} diverged)".strip() if found.diverged else accuracy
 
 
 ON_DIGITS = "digits32, factor gamma"
