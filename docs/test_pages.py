@@ -61,6 +61,13 @@ def test_no_formula_is_shown_as_it_was_written(page: Path) -> None:
     assert [formula for formula in formulas if "\\" in convert(formula)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_line_of_a_page_is_taken_for_a_comment(page: Path) -> None:
+    """One that begins with a percent sign is not shown, as where a paragraph is wrapped there."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert [line for line in text.splitlines() if line.lstrip().startswith("%")] == []
+
+
 def test_a_formula_that_the_converter_does_not_know_is_seen() -> None:
     (formula,) = formulas_of("`$HOME` is no formula, $\\bigl\\langle a \\bigr\\rangle$ is one")
     assert "\\langle" in convert(formula)
