@@ -350,14 +350,15 @@ def collapse() -> Figure:
 
 
 def trials(table: str, **axes: str | float) -> list[Result]:
-    """The trials of a table that is not complete, those with these axes."""
+    """The trials of a table that is not complete, those with these axes, by seed."""
     return [trial for trial in _trials(table) if axes.items() <= trial.axes.items()]
 
 
 @cache
 def _trials(table: str) -> list[Result]:
     paths = sorted((RESULTS / "unfinished" / table).glob("*/result.json"))
-    return [Result.model_validate_json(path.read_bytes()) for path in paths]
+    found = [Result.model_validate_json(path.read_bytes()) for path in paths]
+    return sorted(found, key=lambda trial: trial.seed)
 
 
 @cache
