@@ -1047,15 +1047,18 @@ SENTENCES: list[tuple[str, Sequence[float | str]]] = [
         ],
     ),
     (
-        "it rises at {} and {} of {} recorded steps ({}), falls by {:.1f} % of its range at most, "
-        "and ends at {:.3f} and {:.3f}, with {:.1f} and {:.1f} % of the test images.",
+        "it rises at {} to {} of {} recorded steps ({}), falls by {:.1f} % of its range at most, "
+        "and ends at {:.3f} to {:.3f}, with {:.1f} to {:.1f} % of the test images.",
         [
-            *map(rises, DENSE_ON_FASHION),
+            *(bound(map(rises, DENSE_ON_FASHION)) for bound in (min, max)),
             len(DENSE_ON_FASHION[0].step) - 1,
             seeds_in_words(len(DENSE_ON_FASHION)),
             max(trial.value("margin_drawdown") or 0.0 for trial in DENSE_ON_FASHION),
-            *(trial.history["margin"][-1] for trial in DENSE_ON_FASHION),
-            *(trial.history["test_accuracy"][-1] for trial in DENSE_ON_FASHION),
+            *(
+                bound(trial.history[metric][-1] for trial in DENSE_ON_FASHION)
+                for metric in ("margin", "test_accuracy")
+                for bound in (min, max)
+            ),
         ],
     ),
     (
