@@ -1332,7 +1332,7 @@ def test_two_tables_that_train_alike_record_the_same_margins() -> None:
         for other in of_theorem_2("gd", scale, model)
         if trial.seed == other.seed
     ]
-    assert len(pairs) == 11
+    assert len(pairs) == 12
     for trial, other in pairs:
         assert trial.step == other.step
         assert trial.history["margin"] == pytest.approx(other.history["margin"], abs=1e-4)
