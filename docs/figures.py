@@ -350,7 +350,7 @@ def collapse() -> Figure:
 
 
 def trials(table: str, **axes: str | float) -> list[Result]:
-    """The trials of a table that is not complete, those with these axes, by seed."""
+    """The trials of a table in `results/unfinished`, those with these axes, by seed."""
     return [trial for trial in _trials(table) if axes.items() <= trial.axes.items()]
 
 

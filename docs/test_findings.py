@@ -7,7 +7,7 @@ how the page must read.
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import fmean
@@ -268,6 +268,12 @@ def floor(value: float, digits: int = 0) -> float:
     return math.floor(value * 10**digits) / 10**digits
 
 
+def extremes(values: Iterable[float]) -> list[float]:
+    """The smallest and the largest of the values."""
+    known = list(values)
+    return [min(known), max(known)]
+
+
 def of_margin(
     training: str, dataset: str, init_scale: float = 1.0, model: str = "rank1"
 ) -> list[Result]:
@@ -333,7 +339,7 @@ def gaps_from(step: int, trials: Sequence[Result]) -> list[float]:
     for trial in trials:
         start = next(i for i, at in enumerate(trial.step) if at >= step)
         found.append(gap({name: values[start:] for name, values in trial.history.items()}))
-    return [min(found), max(found)]
+    return extremes(found)
 
 
 def turn(trial: Result) -> int:
@@ -353,10 +359,9 @@ def rises(trial: Result) -> int:
     return sum(later > sooner for sooner, later in pairwise(trial.history["margin"]))
 
 
-def turning(trials: Sequence[Result]) -> list[int]:
+def turning(trials: Sequence[Result]) -> list[float]:
     """The first and the last of the steps at which the margins are largest."""
-    steps = [trial.step[turn(trial)] for trial in trials]
-    return [min(steps), max(steps)]
+    return extremes(trial.step[turn(trial)] for trial in trials)
 
 
 def at_turn(metric: str, trials: Sequence[Result]) -> float:
@@ -972,8 +977,8 @@ SENTENCES: list[tuple[str, Sequence[float | str]]] = [
     (
         "of its range, which begins between −{:.2f} and −{:.2f}, below",
         [
-            -bound(trial.history["margin"][0] for trial in figures.trials("margin"))
-            for bound in (min, max)
+            -margin
+            for margin in extremes(trial.history["margin"][0] for trial in figures.trials("margin"))
         ],
     ),
     (
@@ -1050,15 +1055,12 @@ SENTENCES: list[tuple[str, Sequence[float | str]]] = [
         "it rises at {} to {} of {} recorded steps ({}), falls by {:.1f} % of its range at most, "
         "and ends at {:.3f} to {:.3f}, with {:.1f} to {:.1f} % of the test images.",
         [
-            *(bound(map(rises, DENSE_ON_FASHION)) for bound in (min, max)),
+            *extremes(map(rises, DENSE_ON_FASHION)),
             len(DENSE_ON_FASHION[0].step) - 1,
             seeds_in_words(len(DENSE_ON_FASHION)),
             max(trial.value("margin_drawdown") or 0.0 for trial in DENSE_ON_FASHION),
-            *(
-                bound(trial.history[metric][-1] for trial in DENSE_ON_FASHION)
-                for metric in ("margin", "test_accuracy")
-                for bound in (min, max)
-            ),
+            *extremes(trial.history["margin"][-1] for trial in DENSE_ON_FASHION),
+            *extremes(trial.history["test_accuracy"][-1] for trial in DENSE_ON_FASHION),
         ],
     ),
     (
@@ -1088,11 +1090,8 @@ SENTENCES: list[tuple[str, Sequence[float | str]]] = [
         "with SGD it is so at every recorded step from 225 to 975, and at {:.0f} % of those from "
         "2000 on.",
         [
-            *(bound(t.history["gram_alignment"][0] for t in OF_THEOREM_2) for bound in (min, max)),
-            *(
-                -bound(t.history["gram_alignment"][-1] for t in theorem_2_by("gd"))
-                for bound in (min, max)
-            ),
+            *extremes(t.history["gram_alignment"][0] for t in OF_THEOREM_2),
+            *extremes(-t.history["gram_alignment"][-1] for t in theorem_2_by("gd"))[::-1],
             100
             * fmean(
                 value < 0 for value in between(2000, 3000, "gram_alignment", theorem_2_by("sgd"))
@@ -1341,8 +1340,15 @@ def test_two_tables_that_train_alike_record_the_same_margins() -> None:
 
 def test_what_theorem_2_needs_is_lost_later_and_by_less_for_a_dense_form() -> None:
     of_rank_one = theorem_2_by("gd")
-    of_a_dense_form = map(below_zero_from, OVER_2000)
-    assert min(of_a_dense_form) > max(below_zero_from(t, "gram_alignment") for t in of_rank_one)
+    assert {trial.seed for trial in OVER_2000} == {1, 2}
+    for trial in OVER_2000:
+        cosine = dict(zip(trial.step, trial.history["proof_alignment"], strict=True))
+        assert all(
+            (value < 0) == (step >= below_zero_from(trial)) for step, value in cosine.items()
+        )
+        assert below_zero_from(trial) > max(
+            below_zero_from(other, "gram_alignment") for other in of_rank_one
+        )
     assert min(recorded("proof_alignment", OVER_2000)) > -0.01
     assert max(trial.history["gram_alignment"][-1] for trial in of_rank_one) < -0.1
 

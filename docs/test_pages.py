@@ -48,9 +48,15 @@ def test_the_examples_of_a_page_run(
         exec(compile(code, str(page), "exec"), names)  # noqa: S102 - the page's own code
 
 
+def prose(text: str) -> str:
+    """A page without its blocks of code; what stands below a figure is no code."""
+    block = r"^```(?:(\{figure\}.*?)|.*?)^```$"
+    return re.sub(block, r"\1", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def formulas_of(text: str) -> list[str]:
     """The formulas of a page, which are between dollar signs, and not in code."""
-    text = re.sub(r"```(?!\{figure).*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    text = re.sub(r"`[^`\n]*`", "", prose(text))
     return [a or b for a, b in re.findall(r"\$\$(.+?)\$\$|\$([^$]+)\$", text, re.DOTALL)]
 
 
@@ -64,13 +70,18 @@ def test_no_formula_is_shown_as_it_was_written(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_line_of_a_page_is_taken_for_a_comment(page: Path) -> None:
     """One that begins with a percent sign is not shown, as where a paragraph is wrapped there."""
-    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = prose(page.read_text(encoding="utf-8"))
     assert [line for line in text.splitlines() if line.lstrip().startswith("%")] == []
 
 
 def test_a_formula_that_the_converter_does_not_know_is_seen() -> None:
     (formula,) = formulas_of("`$HOME` is no formula, $\\bigl\\langle a \\bigr\\rangle$ is one")
     assert "\\langle" in convert(formula)
+
+
+def test_formulas_are_found_below_a_figure_and_after_it_and_not_in_code() -> None:
+    text = "```{figure} a.svg\n\n$a$\n```\n\n$b$\n\n```sh\necho $c $d\n```\n\n$e$\n"
+    assert formulas_of(text) == ["a", "b", "e"]
 
 
 def commands_of(text: str) -> list[str]:
